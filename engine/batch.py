@@ -1,0 +1,135 @@
+"""The unit of work: a Batch of records of one shard, as Arrow columns, and the offsets it accounts for.
+
+Not here: where records come from (connectors) and what is done with them (functions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
+
+#: The columns of every Batch. ``timestamp`` is milliseconds since the epoch, as Kafka has it.
+RECORDS = pa.schema(
+    [
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("timestamp", pa.int64(), nullable=False),
+        pa.field("key", pa.binary()),
+        pa.field("value", pa.binary()),
+        pa.field("headers", HEADERS),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A topic as one cluster knows it. Deleting and creating a topic gives it another ``topic_id``."""
+
+    cluster_id: str
+    topic: str
+    topic_id: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records of one partition, with the half-open range of offsets that they account for.
+
+    ``records`` has the columns of `RECORDS`, offsets rising. Offsets of ``[start, end)`` without a row are
+    *absent*: compacted away, control records, or of an aborted transaction.
+    ``log_append_time`` tells which clock ``timestamp`` is from (Kafka's ``message.timestamp.type``).
+    """
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+    records: pa.RecordBatch
+    log_append_time: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.start <= self.end, f"range [{self.start}, {self.end}) runs backwards"
+        count = self.records.num_rows
+        if count:
+            offsets = self.records.column(0)
+            first, last = offsets[0].as_py(), offsets[count - 1].as_py()
+            assert self.start <= first, f"first offset {first} lies before start {self.start}"
+            assert last < self.end, f"last offset {last} lies beyond end {self.end}"
+
+    def __len__(self) -> int:
+        return int(self.records.num_rows)
+
+    @property
+    def absent(self) -> int:
+        """Offsets of the range that hold no record."""
+        return self.end - self.start - len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the records' buffers that this batch refers to."""
+        return int(self.records.nbytes)
+
+    def head(self, count: int) -> Batch:
+        """The first ``count`` records; its range ends where the next record starts."""
+        if count >= len(self):
+            return self
+        end = self.records.column(0)[count].as_py()
+        return Batch(
+            self.topic, self.partition, self.start, end, self.records.slice(0, count), self.log_append_time
+        )
+
+    def tail(self, count: int) -> Batch:
+        """What `head` of the same ``count`` leaves."""
+        if count <= 0:
+            return self
+        start = self.records.column(0)[count].as_py() if count < len(self) else self.end
+        return Batch(
+            self.topic, self.partition, start, self.end, self.records.slice(count), self.log_append_time
+        )
+
+
+def empty_records() -> pa.RecordBatch:
+    """A record batch of `RECORDS` without rows."""
+    return pa.RecordBatch.from_pylist([], schema=RECORDS)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch from contiguous batches of the same partition."""
+    first, last = batches[0], batches[-1]
+    if len(batches) == 1:
+        return first
+    for before, after in zip(batches, batches[1:], strict=False):
+        assert before.end == after.start, f"{before.end} is not followed by {after.start}"
+        assert (before.topic, before.partition) == (after.topic, after.partition)
+    records = pa.concat_batches([batch.records for batch in batches if len(batch)] or [empty_records()])
+    return Batch(
+        first.topic, first.partition, first.start, last.end, records, any(b.log_append_time for b in batches)
+    )
+
+
+def from_rows(
+    topic: str,
+    partition: int,
+    rows: Iterable[tuple[int, int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]],
+    *,
+    start: int,
+    end: int,
+    log_append_time: bool = False,
+) -> Batch:
+    """A batch from ``(offset, timestamp, key, value, headers)`` tuples; for clients that give objects."""
+    columns = list(zip(*rows, strict=True)) or [()] * 5
+    headers = [[{"key": key, "value": value} for key, value in pairs] for pairs in columns[4]]
+    records = pa.RecordBatch.from_arrays(
+        [
+            pa.array(columns[0], pa.int64()),
+            pa.array(columns[1], pa.int64()),
+            pa.array(columns[2], pa.binary()),
+            pa.array(columns[3], pa.binary()),
+            pa.array(headers, HEADERS),
+        ],
+        schema=RECORDS,
+    )
+    return Batch(topic, partition, start, end, records, log_append_time)

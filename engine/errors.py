@@ -1,0 +1,110 @@
+"""Every error that headrace raises on purpose.
+
+    HeadraceError
+    ├── UserError            exit 2: the caller can mend it
+    │   ├── ConfigError      a configuration with faults, all of them listed
+    │   ├── HandlerError     a handler that cannot be loaded, raises, or returns what its kind does not allow
+    │   ├── DataError        records that cannot be passed and have no on-failure destination
+    │   ├── SinkMismatch     a sink that belongs to another pipeline, cluster or topic, or has another schema
+    │   ├── LostOffsets      the log starts beyond the sink's position
+    │   └── RecreatedTopic   the topic was deleted and made anew
+    ├── ExternalError        exit 3: something outside refuses or is missing
+    │   ├── BrokerUnavailable
+    │   ├── SinkUnavailable  not writable, full, or locked by another process
+    │   └── DestinationUnavailable
+    ├── InternalError        exit 4: a bug in headrace, or a broken invariant
+    └── ShardLost            no exit: another owner has taken the shard; its work goes on there
+
+An error carries its ``domain``, from which the exit code follows, and ``retry``: whether the same
+call may succeed later without anybody changing anything. Both are set where the error is raised, by
+its class; supervisors act on those and never on the text.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+
+class Domain(enum.IntEnum):
+    """Who has to act. The value is the exit code of the command line."""
+
+    USER = 2
+    EXTERNAL = 3
+    INTERNAL = 4
+
+
+class HeadraceError(Exception):
+    """The base of all errors raised on purpose.
+
+    ``message`` names the thing and what is wrong with it; ``hint`` says what to do, and is shown on a
+    line of its own.
+    """
+
+    domain: Domain = Domain.INTERNAL
+    retry: bool = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  {self.hint}"
+
+
+class UserError(HeadraceError):
+    domain = Domain.USER
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used; ``faults`` holds one line for each fault."""
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        self.faults = list(faults)
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {fault}" for fault in self.faults)]))
+
+
+class HandlerError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class SinkMismatch(UserError):
+    pass
+
+
+class LostOffsets(UserError):
+    pass
+
+
+class RecreatedTopic(UserError):
+    pass
+
+
+class ExternalError(HeadraceError):
+    domain = Domain.EXTERNAL
+
+
+class BrokerUnavailable(ExternalError):
+    retry = True
+
+
+class SinkUnavailable(ExternalError):
+    pass
+
+
+class DestinationUnavailable(ExternalError):
+    retry = True
+
+
+class InternalError(HeadraceError):
+    domain = Domain.INTERNAL
+
+
+class ShardLost(HeadraceError):
+    """Another owner moved the shard's position. What this owner has not committed is to be thrown away."""
