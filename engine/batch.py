@@ -5,6 +5,7 @@ Not here: where records come from (connectors) and what is done with them (funct
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -86,9 +87,7 @@ class Batch:
         if count <= 0:
             return self
         start = self.records.column(0)[count].as_py() if count < len(self) else self.end
-        return Batch(
-            self.topic, self.partition, start, self.end, self.records.slice(count), self.log_append_time
-        )
+        return Batch(self.topic, self.partition, start, self.end, self.records.slice(count), self.log_append_time)
 
 
 def empty_records() -> pa.RecordBatch:
@@ -101,7 +100,7 @@ def join(batches: Sequence[Batch]) -> Batch:
     first, last = batches[0], batches[-1]
     if len(batches) == 1:
         return first
-    for before, after in zip(batches, batches[1:], strict=False):
+    for before, after in itertools.pairwise(batches):
         assert before.end == after.start, f"{before.end} is not followed by {after.start}"
         assert (before.topic, before.partition) == (after.topic, after.partition)
     records = pa.concat_batches([batch.records for batch in batches if len(batch)] or [empty_records()])

@@ -13,6 +13,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from engine.batch import Batch, Stream
+from engine.context import Context
 
 
 class Clock(Protocol):
@@ -80,7 +81,7 @@ class Source(Protocol):
     async def close(self) -> None: ...
 
 
-class OffsetOutOfRange(Exception):  # noqa: N818 - Kafka's name for it
+class OffsetOutOfRange(Exception):
     """A fetch position that the log does not hold: ``offset`` of ``partition``."""
 
     def __init__(self, partition: int, offset: int) -> None:
@@ -149,7 +150,7 @@ class Result:
     failure, alone); ``dropped`` counts records it let go on purpose. The other records count as handled.
     """
 
-    rows: pa.Table | None = None
+    rows: pa.Table | Sequence[Mapping[str, object]] | None = None
     faults: Sequence[Fault] = ()
     dropped: int = 0
 
@@ -171,10 +172,32 @@ class Outcome:
         assert self.counts.failed == len(self.failures)
 
 
-class Handler(Protocol):
-    """A function of some kind. Raises anything; what it raises fails the invocation."""
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One call of a handler.
 
-    async def invoke(self, batch: Batch, context: object) -> Result: ...
+    ``batch`` holds the raw records. ``columns`` holds their decoded values, one row for each record that
+    could be decoded, with the trace columns ``_partition``, ``_offset``, ``_timestamp`` where those are on;
+    it is None for handlers whose ``wants_columns`` is false. ``context`` is what a Lambda handler gets.
+    """
+
+    batch: Batch
+    columns: pa.RecordBatch | None
+    context: Context
+
+
+class Handler(Protocol):
+    """A function of some kind. Raises anything; what it raises fails the invocation.
+
+    ``wants_columns`` says whether the engine has to decode values for it.
+    """
+
+    @property
+    def wants_columns(self) -> bool: ...
+
+    async def invoke(self, invocation: Invocation) -> Result: ...
+
+    async def close(self) -> None: ...
 
 
 class ShardWriter(Protocol):
