@@ -1,0 +1,233 @@
+"""The configuration, as frozen models: what `headrace.toml` may hold, with ranges and defaults.
+
+Settings that AWS has keep AWS's name in snake case, with AWS's ranges and defaults where they make
+sense on Kafka (AWS Lambda API, CreateEventSourceMapping). Reading the file and naming its faults is in
+`engine.config_file`; no connector is known here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+#: What fits, encoded as base64, into the 6 MB (of 1024 KB) that an invocation's payload may have on AWS.
+RECORD_BYTES_MAX = 4_718_592
+
+#: AWS closes a batch at 6 MB of payload; "MB" counts 1024 KB there.
+PAYLOAD_BYTES_MAX = 6 * 1024 * 1024
+
+Kind = Literal["kinesis", "kafka", "rows", "arrow", "sql"]
+EVENT_KINDS: frozenset[str] = frozenset({"kinesis", "kafka"})
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class KafkaConfig(Model):
+    """The cluster. ``bootstrap`` may be left to --bootstrap or HEADRACE_BOOTSTRAP."""
+
+    bootstrap: str | None = Field(None, description="host:port[,host:port...]")
+    client_id: str = "headrace"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = Field(None, description="or HEADRACE_SASL_PASSWORD")
+    ssl_ca_file: Path | None = None
+    ssl_cert_file: Path | None = None
+    ssl_key_file: Path | None = None
+    broker_wait_seconds_max: float = Field(60.0, ge=0)
+    session_timeout_ms: int = Field(10_000, ge=1_000, le=300_000)
+    heartbeat_interval_ms: int = Field(3_000, ge=100)
+    metadata_age_ms_max: int = Field(30_000, ge=100, description="how soon a new partition is seen")
+
+    @model_validator(mode="after")
+    def _heartbeats_fit(self) -> Self:
+        if self.heartbeat_interval_ms * 2 > self.session_timeout_ms:
+            raise ValueError("heartbeat_interval_ms may be at most half of session_timeout_ms")
+        return self
+
+
+class EngineConfig(Model):
+    """Bounds of the whole process."""
+
+    drain_seconds_max: float = Field(30.0, gt=0, le=600)
+    memory_bytes_max: int = Field(536_870_912, ge=33_554_432, description="records in flight and DuckDB together")
+    shard_bytes_max: int = Field(33_554_432, ge=1_048_576, description="records in flight of one shard")
+    handler_threads_max: int = Field(8, ge=1, le=256)
+
+
+class DestinationConfig(Model):
+    on_failure: str | None = Field(None, description='"kafka://TOPIC", or a file: "file:PATH" or "PATH.jsonl"')
+
+    @field_validator("on_failure")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if value.startswith("kafka://") and len(value) > len("kafka://"):
+            return value
+        if value.startswith("file:") and len(value) > len("file:"):
+            return value
+        if "://" not in value and value.endswith((".jsonl", ".ndjson")):
+            return f"file:{value}"
+        raise ValueError('valid are "kafka://TOPIC", "file:PATH" and a path that ends in .jsonl')
+
+
+class SourceConfig(Model):
+    """What an event source mapping can be told."""
+
+    topic: str = Field(min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$")
+    starting_position: Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP"] = "TRIM_HORIZON"
+    starting_position_timestamp: dt.datetime | None = None
+    batch_size: int = Field(100, ge=1, le=1_000_000)
+    maximum_batching_window_in_seconds: float = Field(0.5, ge=0, le=300)
+    maximum_retry_attempts: int = Field(-1, ge=-1, le=10_000)
+    retry_backoff_seconds: float = Field(0.1, gt=0, description="first wait; doubles with each attempt")
+    retry_backoff_seconds_max: float = Field(30.0, gt=0)
+    destination_config: DestinationConfig = DestinationConfig()
+    on_exhausted: Literal["stop", "drop"] = "stop"
+    on_lost_offsets: Literal["stop", "earliest"] = "stop"
+    on_recreated_topic: Literal["stop", "restart"] = "stop"
+    record_bytes_max: int = Field(RECORD_BYTES_MAX, ge=1, le=1_000_000_000)
+    isolation_level: Literal["read_committed", "read_uncommitted"] = "read_committed"
+    fetch_bytes_max: int = Field(1_048_576, ge=1_024, description="of one shard, in one fetch")
+
+    @model_validator(mode="after")
+    def _timestamp_goes_with_its_position(self) -> Self:
+        if (self.starting_position == "AT_TIMESTAMP") != (self.starting_position_timestamp is not None):
+            raise ValueError('starting_position = "AT_TIMESTAMP" and starting_position_timestamp go together')
+        return self
+
+
+class SchemaConfig(Model):
+    """How record values are read, for the kinds that are called with columns."""
+
+    format: Literal["json", "text", "raw"] = "json"
+    columns: dict[str, str] | None = Field(None, description="name = SQL type; inferred when left out")
+    rest: bool = Field(True, description="keep unknown members in the JSON column _rest")
+    trace: bool = Field(True, description="_partition, _offset and _timestamp in every row")
+    on_null_value: Literal["fail", "drop"] = "fail"
+
+    @model_validator(mode="after")
+    def _columns_are_of_json(self) -> Self:
+        if self.columns is not None and self.format != "json":
+            raise ValueError(f'columns go with format = "json", not with "{self.format}"')
+        if self.columns is not None and not self.columns:
+            raise ValueError("columns is empty; leave it out to have the columns inferred")
+        return self
+
+
+class FunctionConfig(Model):
+    """The handler. Without one, a pipeline writes its decoded records as they are."""
+
+    kind: Kind
+    handler: str | None = Field(None, description="module.function")
+    query: str | None = Field(None, description="kind sql: a DuckDB query over `batch`")
+    name: str | None = None
+    timeout: float = Field(30.0, gt=0, le=900)
+    memory_size: int = Field(128, ge=128, le=10_240)
+
+    @model_validator(mode="after")
+    def _what_the_kind_needs(self) -> Self:
+        if self.kind == "sql" and (self.query is None or self.handler is not None):
+            raise ValueError('kind = "sql" takes query and no handler')
+        if self.kind != "sql" and (self.handler is None or self.query is not None):
+            raise ValueError(f'kind = "{self.kind}" takes handler and no query')
+        return self
+
+
+class ParquetSinkConfig(Model):
+    type: Literal["parquet"]
+    path: Path
+    file_bytes_max: int = Field(134_217_728, ge=1)
+    file_age_max_seconds: float = Field(5.0, gt=0, le=86_400)
+    row_group_bytes_max: int = Field(8_388_608, ge=65_536)
+    partition_by: tuple[str, ...] = ()
+    hive_partitions_open_max: int = Field(64, ge=1, le=10_000)
+
+
+class DuckDBSinkConfig(Model):
+    type: Literal["duckdb"]
+    path: Path
+    table: str = Field(min_length=1, max_length=200)
+    mode: Literal["append", "upsert"] = "append"
+    key: tuple[str, ...] = ()
+    order_by: str = "_offset"
+    delete_column: str = "_deleted"
+    commit_interval_max_seconds: float = Field(1.0, gt=0, le=3_600)
+    commit_bytes_max: int = Field(67_108_864, ge=1)
+    lock_wait_seconds_max: float = Field(-1.0, ge=-1, description="-1 waits for ever, as a standby")
+
+    @model_validator(mode="after")
+    def _upsert_has_a_key(self) -> Self:
+        if (self.mode == "upsert") != bool(self.key):
+            raise ValueError('mode = "upsert" and key = ["COLUMN", ...] go together')
+        return self
+
+
+class NoSinkConfig(Model):
+    """The handler has its own effects: at least once, and the group offset is the checkpoint."""
+
+    type: Literal["none"]
+
+
+SinkConfig = Annotated[ParquetSinkConfig | DuckDBSinkConfig | NoSinkConfig, Field(discriminator="type")]
+
+
+class PipelineConfig(Model):
+    source: SourceConfig
+    schema_: SchemaConfig = Field(SchemaConfig(), alias="schema")
+    function: FunctionConfig | None = None
+    sink: SinkConfig = NoSinkConfig(type="none")
+    consumer_group_id: str | None = Field(None, min_length=1, max_length=200)
+    enabled: bool = True
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.function is None and isinstance(self.sink, NoSinkConfig):
+            raise ValueError("a pipeline needs a function, a sink, or both")
+        return self
+
+
+class Config(Model):
+    kafka: KafkaConfig = KafkaConfig()
+    engine: EngineConfig = EngineConfig()
+    pipelines: dict[str, PipelineConfig] = Field(min_length=1)
+
+    @field_validator("pipelines")
+    @classmethod
+    def _names(cls, value: dict[str, PipelineConfig]) -> dict[str, PipelineConfig]:
+        for name in value:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"pipeline name {name!r}: letters, digits, dot, dash and underscore, at most 100 of them"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _nothing_is_shared_that_must_not_be(self) -> Self:
+        """Two pipelines must not write one table or directory, nor be one consumer group."""
+        owners: dict[str, str] = {}
+        for name, pipeline in self.pipelines.items():
+            claims = [f"consumer group {group_id(name, pipeline)}"]
+            if isinstance(pipeline.sink, ParquetSinkConfig):
+                claims.append(f"Parquet directory {pipeline.sink.path}")
+            if isinstance(pipeline.sink, DuckDBSinkConfig):
+                claims.append(f"table {pipeline.sink.table} of {pipeline.sink.path}")
+            for claim in claims:
+                other = owners.setdefault(claim, name)
+                if other != name:
+                    raise ValueError(f"pipelines {other} and {name} both use {claim}")
+        return self
+
+
+def group_id(name: str, pipeline: PipelineConfig) -> str:
+    """The consumer group of a pipeline; its own unless told otherwise."""
+    return pipeline.consumer_group_id or f"headrace-{name}"

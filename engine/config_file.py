@@ -1,0 +1,159 @@
+"""Reading `headrace.toml`: every fault at once, each with its key, the value, and what is valid.
+
+What a configuration may hold is said in `engine.config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+
+from engine.config import Config
+from engine.errors import ConfigError
+
+#: A fault quotes at most this much of the value it is about.
+EXCERPT_CHARACTERS_MAX = 80
+
+
+def load(path: Path) -> Config:
+    """The configuration in a TOML file; relative paths in it are relative to the file's directory.
+
+    Raises ConfigError, with every fault that the file has.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(str(path), ["there is no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), [f"is not valid TOML: {error}"]) from None
+    return parse(document, source=str(path), directory=path.parent)
+
+
+def parse(
+    document: Mapping[str, object], *, source: str = "configuration", directory: Path | None = None
+) -> Config:
+    """The configuration in a parsed document. Raises ConfigError, with every fault."""
+    try:
+        config = Config.model_validate(document)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise ConfigError(source, sorted({_fault(detail) for detail in details})) from None
+    return config if directory is None else _resolved(config, directory)
+
+
+def _fault(detail: ErrorDetails) -> str:
+    location = [part for part in detail["loc"] if part not in ("parquet", "duckdb", "none")]
+    key = ".".join(str(part) for part in location) or "the whole"
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key{_nearest(location, _valid_keys(location))}"
+        case "missing":
+            return f"{key}: is missing"
+        case "union_tag_not_found":
+            return f"{key}.type: is missing; valid are {detail['ctx']['expected_tags']}"
+        case "union_tag_invalid":
+            tag, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+            valid = [name.strip(" '") for name in expected.split(",")]
+            return f"{key}.type = {tag!r}: valid are {expected}{_guess(tag, valid)}"
+        case "literal_error":
+            expected = detail["ctx"]["expected"]
+            valid = [name.strip(" '") for name in expected.replace(" or ", ",").split(",")]
+            return f"{key} = {_excerpt(detail['input'])}: valid are {expected}{_guess(detail['input'], valid)}"
+        case "value_error":
+            message = detail["msg"].removeprefix("Value error, ")
+            if isinstance(detail["input"], str | int | float):
+                return f"{key} = {_excerpt(detail['input'])}: {message}"
+            return f"{key}: {message}"
+        case _:
+            message = detail["msg"][0].lower() + detail["msg"][1:]
+            if isinstance(detail["input"], dict | list):
+                return f"{key}: {message}"
+            return f"{key} = {_excerpt(detail['input'])}: {message}"
+
+
+def _excerpt(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= EXCERPT_CHARACTERS_MAX else text[:EXCERPT_CHARACTERS_MAX] + "…"
+
+
+def _guess(name: object, valid: list[str]) -> str:
+    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
+    near = near or [item for item in valid if item.lower() == str(name).lower()]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _nearest(location: list[int | str], valid: list[str]) -> str:
+    return _guess(location[-1], valid) or (f"; valid are {', '.join(valid)}" if valid else "")
+
+
+def _valid_keys(location: list[int | str]) -> list[str]:
+    """The keys that the table at ``location`` (without its last part) may have."""
+    models: list[type[BaseModel]] = [Config]
+    for part in location[:-1]:
+        models = [found for model in models for found in _models_below(model, str(part))] or models
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+
+
+def _models_below(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
+    for name, field in model.model_fields.items():
+        if key == (field.alias or name):
+            return _models_in(field.annotation)
+    return []
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _models_in(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType, dict, tuple):
+        return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _resolved(config: Config, directory: Path) -> Config:
+    pipelines = {}
+    for name, pipeline in config.pipelines.items():
+        if hasattr(pipeline.sink, "path"):
+            sink = pipeline.sink.model_copy(update={"path": directory / pipeline.sink.path})
+            pipeline = pipeline.model_copy(update={"sink": sink})
+        target = pipeline.source.destination_config.on_failure
+        if target is not None and target.startswith("file:"):
+            destination = {"on_failure": f"file:{directory / target.removeprefix('file:')}"}
+            source = pipeline.source.model_copy(
+                update={"destination_config": pipeline.source.destination_config.model_copy(update=destination)}
+            )
+            pipeline = pipeline.model_copy(update={"source": source})
+        pipelines[name] = pipeline
+    return config.model_copy(update={"pipelines": pipelines})
+
+
+def resolved(config: Config) -> dict[str, object]:
+    """The configuration with every default filled in, for people; secrets are shown as asterisks."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, SecretStr):
+            return "**********"
+        if isinstance(value, BaseModel):
+            return {
+                field.alias or name: plain(getattr(value, name)) for name, field in type(value).model_fields.items()
+            }
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return value if isinstance(value, bool | int | float) or value is None else str(value)
+
+    document = plain(config)
+    assert isinstance(document, dict)
+    return document
