@@ -131,6 +131,7 @@ class FunctionConfig(Model):
     handler: str | None = Field(None, description="module.function")
     query: str | None = Field(None, description="kind sql: a DuckDB query over `batch`")
     name: str | None = None
+    columns: dict[str, str] | None = Field(None, description="of the rows it returns; else of its first rows")
     timeout: float = Field(30.0, gt=0, le=900)
     memory_size: int = Field(128, ge=128, le=10_240)
 

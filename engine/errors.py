@@ -5,6 +5,7 @@
     │   ├── ConfigError      a configuration with faults, all of them listed
     │   ├── HandlerError     a handler that cannot be loaded, raises, or returns what its kind does not allow
     │   ├── DataError        records that cannot be passed and have no on-failure destination
+    │   │   └── RowsRefused  rows that a sink cannot take, while it could take the others
     │   ├── SinkMismatch     a sink that belongs to another pipeline, cluster or topic, or has another schema
     │   ├── LostOffsets      the log starts beyond the sink's position
     │   └── RecreatedTopic   the topic was deleted and made anew
@@ -72,6 +73,19 @@ class HandlerError(UserError):
 
 class DataError(UserError):
     pass
+
+
+class RowsRefused(DataError):
+    """Raised by a sink's ``write`` before it has kept anything of the outcome.
+
+    ``rows`` are indexes into the outcome's table; ``reasons`` has a sentence for each of them.
+    """
+
+    def __init__(self, rows: Sequence[int], reasons: Sequence[str]) -> None:
+        assert len(rows) == len(reasons) > 0
+        super().__init__(f"{len(rows)} rows cannot be stored, the first because {reasons[0]}")
+        self.rows = list(rows)
+        self.reasons = list(reasons)
 
 
 class SinkMismatch(UserError):

@@ -1,0 +1,310 @@
+"""One DuckDB file, owned by this process: opening, waiting for its lock, one writing thread, group commit.
+
+A DuckDB file has one writing process. `Database` is shared by all sinks of the process that write to the
+file; everything runs in its one thread, so commits are serial and never on the event loop. Commits that
+arrive while one is under way go into the next transaction together.
+
+DuckDB holds the file by a POSIX lock, which a process loses when it closes *any* descriptor of the file:
+nothing in this process may open the file but DuckDB.
+
+Not here: what a commit writes (`commit`, `upsert`) and headrace's tables (`catalog`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+
+from connectors.duckdb import catalog
+from connectors.duckdb.commit import ShardCommit, commit_together, unusable
+from engine.clock import SystemClock
+from engine.errors import HeadraceError, InternalError, ShardLost, SinkMismatch, SinkUnavailable
+from engine.protocols import Clock
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: How often a standby asks for the lock; bounds the time to take over.
+POLL_SECONDS_MIN = 0.05
+POLL_SECONDS_MAX = 0.5
+#: How often a standby says that it still waits.
+LOG_SECONDS = 300.0
+
+_HOLDER = re.compile(r"Conflicting lock is held in (.*?) ?\(PID (\d+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts since the file was opened. ``shards`` went through in ``transactions``, ``lost`` were fenced."""
+
+    transactions: int
+    shards: int
+    lost: int
+    reopened: int
+
+
+class _Locked(Exception):
+    """Another process holds the file; the text says which, as far as DuckDB told."""
+
+
+class Database:
+    """A DuckDB file. `open` and `close` count: the last close lets go of the file.
+
+    ``lock_wait_seconds_max`` bounds the wait for a file that another process holds: -1 waits forever, 0
+    not at all. ``memory_limit_bytes`` and ``threads`` are DuckDB's own limits, for the whole file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        lock_wait_seconds_max: float = -1,
+        memory_limit_bytes: int | None = None,
+        threads: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        # One file by two paths would be opened twice: the lock does not hold within a process.
+        self.path = Path(path).resolve()
+        self._lock_wait_seconds_max = lock_wait_seconds_max
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._settings: dict[str, str | bool | int | float | list[str]] = {}
+        if memory_limit_bytes is not None:
+            self._settings["memory_limit"] = f"{memory_limit_bytes}B"
+        if threads is not None:
+            self._settings["threads"] = threads
+        self._opening = asyncio.Lock()
+        self._references = 0
+        self._executor: ThreadPoolExecutor | None = None
+        self._connection: duckdb.DuckDBPyConnection | None = None  # touched by the executor's thread only
+        self._ready_lock = threading.Lock()
+        self._ready: list[ShardCommit] = []
+        self._transactions = self._shards = self._lost = self._reopened = 0
+
+    def statistics(self) -> Statistics:
+        return Statistics(self._transactions, self._shards, self._lost, self._reopened)
+
+    async def open(self) -> None:
+        """Take the file for this process, making it where it is missing.
+
+        Waits as a standby while another process has it. Raises SinkUnavailable when the wait is over, or
+        when the file cannot be opened.
+        """
+        async with self._opening:
+            if self._references == 0:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"duckdb-{self.path.name}")
+                try:
+                    await self._connect_or_wait()
+                except BaseException:
+                    executor, self._executor = self._executor, None
+                    executor.submit(self._disconnect)
+                    executor.shutdown(wait=False)
+                    raise
+            self._references += 1
+
+    async def close(self) -> None:
+        """Give back one `open`. The last one writes everything into the file itself and leaves no WAL."""
+        async with self._opening:
+            assert self._references > 0, f"{self.path} is not open"
+            self._references -= 1
+            if self._references:
+                return
+            executor, self._executor = self._executor, None
+            assert executor is not None
+            await asyncio.get_running_loop().run_in_executor(executor, self._disconnect)
+            executor.shutdown(wait=False)
+
+    async def run(self, call: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+        """``call`` in one transaction in the writing thread.
+
+        Raises what it raises; of DuckDB's errors, ShardLost for a conflict with another connection of the
+        process and SinkUnavailable for the rest.
+        """
+        if self._executor is None:
+            raise SinkUnavailable(f"DuckDB file {self.path} is not open")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._call, call)
+
+    def submit(self, commit: ShardCommit) -> None:
+        """Queue a commit; ``commit.done`` hears of it. Together with all others that wait by then."""
+        if self._executor is None:
+            commit.finish(SinkUnavailable(f"DuckDB file {self.path} is not open"))
+            return
+        with self._ready_lock:
+            self._ready.append(commit)
+        self._executor.submit(self._commit_ready)
+
+    def withdraw(self, commit: ShardCommit) -> None:
+        """Take back a commit that has not begun; one that has goes on."""
+        with self._ready_lock:
+            if commit not in self._ready:
+                return
+            self._ready.remove(commit)
+        commit.finish(ShardLost(f"{commit.shard}: let go before its commit began"))
+
+    async def _connect_or_wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert self._executor is not None
+        wait_seconds_max = self._lock_wait_seconds_max
+        started = self._clock.monotonic()
+        logged_at: float | None = None
+        pause = POLL_SECONDS_MIN
+        while True:
+            try:
+                await loop.run_in_executor(self._executor, self._connect)
+            except _Locked as locked:
+                holder = str(locked)
+            else:
+                if logged_at is not None:
+                    _log.warning("%s: taken over from %s", self.path, holder)
+                return
+            now = self._clock.monotonic()
+            if 0 <= wait_seconds_max <= now - started:
+                raise SinkUnavailable(
+                    f"DuckDB file {self.path} is held by {holder}; waited {now - started:.1f} s for it",
+                    hint="One process at a time writes to a DuckDB file. Stop that one, or wait longer.",
+                )
+            if logged_at is None or now - logged_at >= LOG_SECONDS:
+                _log.warning("%s is held by %s: waiting as a standby", self.path, holder)
+                logged_at = now
+            if wait_seconds_max >= 0:
+                pause = min(pause, max(0.0, started + wait_seconds_max - now))
+            await self._clock.sleep(pause)
+            pause = min(max(pause, POLL_SECONDS_MIN) * 1.5, POLL_SECONDS_MAX)
+
+    # What follows runs in the writing thread.
+
+    def _connect(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                self._create()
+            connection = duckdb.connect(self.path, config=self._settings)
+        except OSError as error:
+            raise SinkUnavailable(f"DuckDB file {self.path} cannot be made: {error}") from error
+        except duckdb.Error as error:
+            if "Could not set lock" in str(error):
+                found = _HOLDER.search(str(error))
+                program = f" ({found[1]})" if found and found[1] else ""
+                raise _Locked(f"process {found[2]}{program}" if found else "another process") from error
+            raise self._unavailable(error) from error
+        try:
+            catalog.prepare(connection)
+        except duckdb.Error as error:
+            connection.close()
+            raise self._unavailable(error) from error
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        # Whoever still makes such a file is too late: the database is there.
+        for leftover in self.path.parent.glob(f".{self.path.name}.*.creating*"):
+            leftover.unlink(missing_ok=True)
+
+    def _create(self) -> None:
+        """Make the file whole and give it its name in one step: one torn by a kill would never open again."""
+        draft = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.creating")
+        try:
+            connection = duckdb.connect(draft, config=self._settings)
+            try:
+                catalog.prepare(connection)
+            finally:
+                connection.close()
+            # FileExistsError, FileNotFoundError: another process made it first and cleaned up.
+            os.link(draft, self.path)
+        except (FileExistsError, FileNotFoundError):
+            if not self.path.exists():
+                raise
+        finally:
+            draft.unlink(missing_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.execute("CHECKPOINT")
+        except duckdb.Error as error:
+            # The WAL stays then, and is replayed by whoever opens the file next.
+            _log.warning("%s: no checkpoint on close: %s", self.path, error)
+        connection.close()
+
+    def _connected(self) -> duckdb.DuckDBPyConnection:
+        """The connection, opened again where an error made the last one unusable."""
+        if self._connection is None:
+            try:
+                self._connect()
+            except _Locked as locked:
+                raise SinkUnavailable(f"DuckDB file {self.path} was let go and is now held by {locked}") from locked
+            self._reopened += 1
+        assert self._connection is not None
+        return self._connection
+
+    def _call(self, call: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+        connection = self._connected()
+        try:
+            with catalog.transaction(connection):
+                return call(connection)
+        except (duckdb.TransactionException, duckdb.ConstraintException) as error:
+            # A key conflict here is a first insert that another connection made at the same time.
+            raise ShardLost(f"DuckDB file {self.path}: another owner wrote at the same time: {error}") from error
+        except (duckdb.CatalogException, duckdb.BinderException) as error:
+            raise SinkMismatch(f"DuckDB file {self.path} has other tables than expected: {error}") from error
+        except duckdb.Error as error:
+            raise self._given_up(error) from error
+
+    def _commit_ready(self) -> None:
+        with self._ready_lock:
+            commits, self._ready = self._ready, []
+        if not commits:
+            return
+        try:
+            commit_together(self._connected(), commits)
+        except duckdb.Error as error:
+            failure: HeadraceError = self._given_up(error)
+        except HeadraceError as error:
+            failure = error
+        except Exception as error:
+            _log.exception("%s: a commit failed", self.path)
+            failure = InternalError(f"DuckDB file {self.path}: a commit failed: {error!r}")
+        else:
+            failure = InternalError("a commit was neither made nor refused")
+        for commit in commits:
+            commit.finish(failure)
+        self._transactions += 1
+        outcomes = [commit.done.result() for commit in commits]
+        self._shards += sum(outcome is None for outcome in outcomes)
+        self._lost += sum(isinstance(outcome, ShardLost) for outcome in outcomes)
+
+    def _given_up(self, error: duckdb.Error) -> SinkUnavailable:
+        """Close what cannot go on (the next call opens it again) and say why."""
+        if unusable(error) and self._connection is not None:
+            connection, self._connection = self._connection, None
+            with suppress(duckdb.Error):
+                connection.close()
+        return self._unavailable(error)
+
+    def _unavailable(self, error: duckdb.Error) -> SinkUnavailable:
+        text = str(error).strip().splitlines()[0]
+        hint = "What was not committed is read again once the file can be written."
+        if isinstance(error, duckdb.OutOfMemoryException):
+            hint = "Raise the memory limit of the DuckDB file, or commit smaller batches."
+        elif "not a valid DuckDB" in text:
+            hint = "Give the sink another path, or move that file away."
+        return SinkUnavailable(f"DuckDB file {self.path}: {text}", hint=hint)

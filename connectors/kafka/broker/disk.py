@@ -1,0 +1,47 @@
+"""What the disk says no to, in one line each. Nothing here writes; it only explains and looks ahead."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import ExternalError
+
+FREE_MEGABYTES_MIN = 256
+"""Two log segments of 128 MB: with less, Kafka starts and then stops in the middle of somebody's work."""
+
+DiskFree = Callable[[Path], int]
+"""Free bytes on the disk that holds a directory."""
+
+
+def disk_free(directory: Path) -> int:
+    return shutil.disk_usage(directory).free
+
+
+def full(directory: Path, free_bytes: int | None = None) -> ExternalError:
+    """The one line for a disk without room."""
+    left = "" if free_bytes is None else f", {free_bytes // 1024**2} MB are left"
+    return ExternalError(
+        f"the disk that holds {directory} is full: the broker needs {FREE_MEGABYTES_MIN} MB{left}",
+        hint="free some space, or choose another directory with --data",
+    )
+
+
+@contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Turn an `OSError` of the disk into an `engine.errors.ExternalError`; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full(directory) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            where = error.filename or directory
+            raise ExternalError(
+                f"{where} cannot be written: {error.strerror}",
+                hint="choose another directory with --data, or set XDG_DATA_HOME and XDG_CACHE_HOME",
+            ) from error
+        raise

@@ -1,0 +1,238 @@
+"""A Kafka topic as an `engine.protocols.Source`: group membership and fetching by aiokafka.
+
+What aiokafka does that this has to live with (0.14): it swallows what assignment callbacks raise and fetches
+on from the group offset, so callbacks only signal, and a partition stays paused until its owner has sought;
+it sends no heartbeat while the assigned callback runs, so that one returns at once; it leaves the group when
+nobody calls getmany for a while, so a fetch is always held open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition, errors
+
+from connectors.kafka.cluster import EARLIEST, LATEST, Cluster
+from connectors.kafka.records import batch_of
+from connectors.kafka.settings import KafkaSettings
+from engine.batch import Batch, Stream
+from engine.errors import BrokerUnavailable, ExternalError, InternalError, ShardLost
+from engine.protocols import Clock, OffsetOutOfRange, ShardListener
+
+log = logging.getLogger("headrace.kafka")
+
+#: An idle shard's long poll; shards of one broker share a connection, where polls wait for each other.
+FETCH_WAIT_MS_MAX = 100
+
+#: The time above the drain deadline that a member has to rejoin the group in.
+REJOIN_SECONDS = 10.0
+
+
+class KafkaSource:
+    """One topic read by one member of ``group_id``. ``fetch_bytes_max`` bounds one fetch of one partition."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        *,
+        topic: str,
+        group_id: str,
+        clock: Clock,
+        read_committed: bool = True,
+        fetch_bytes_max: int = 1_048_576,
+        drain_seconds_max: float = 30.0,
+        poll_interval_seconds_max: float = 300.0,
+    ) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._group_id = group_id
+        self._read_committed = read_committed
+        self._fetch_bytes_max = fetch_bytes_max
+        self._drain_seconds_max = drain_seconds_max
+        self._poll_interval_seconds_max = poll_interval_seconds_max
+        self._cluster = Cluster(settings, clock)
+        self._consumer: AIOKafkaConsumer | None = None
+        self._held = contextlib.ExitStack()
+        self._listener: _Listener | None = None
+        self._next: dict[int, int] = {}
+        self._stream: Stream | None = None
+
+    async def open(self) -> Stream:
+        await self._cluster.open()
+        self._stream = await self.describe()
+        return self._stream
+
+    def stream(self) -> Stream:
+        """What the topic was when this source was opened."""
+        assert self._stream is not None, "the source is not open"
+        return self._stream
+
+    async def describe(self) -> Stream:
+        return (await self._cluster.describe(self._topic)).stream
+
+    async def join(self, listener: ShardListener) -> None:
+        consumer = AIOKafkaConsumer(
+            **self._settings.client_arguments(),
+            group_id=self._group_id,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed" if self._read_committed else "read_uncommitted",
+            check_crcs=True,
+            fetch_max_wait_ms=FETCH_WAIT_MS_MAX,
+            max_partition_fetch_bytes=self._fetch_bytes_max,
+            session_timeout_ms=self._settings.session_timeout_ms,
+            heartbeat_interval_ms=self._settings.heartbeat_interval_ms,
+            rebalance_timeout_ms=int((self._drain_seconds_max + REJOIN_SECONDS) * 1000),
+            max_poll_interval_ms=int(self._poll_interval_seconds_max * 1000),
+        )
+        try:
+            await consumer.start()
+        except (errors.KafkaError, OSError) as error:
+            await consumer.stop()
+            raise BrokerUnavailable(f"{self._settings.bootstrap}: {error}") from None
+        self._consumer = consumer
+        # A member whose shards are all busy or held back calls no getmany, and would be made to leave.
+        self._held.enter_context(consumer._subscription.fetch_context())
+        self._listener = _Listener(self._topic, consumer, listener, self._next)
+        consumer.subscribe([self._topic], listener=self._listener)
+
+    async def leave(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is None or self._listener is None:
+            return
+        self._consumer = consumer
+        await self._listener.leave()
+        self._consumer = None
+        self._held.close()
+        await consumer.stop()
+
+    async def close(self) -> None:
+        await self.leave()
+        await self._cluster.close()
+
+    async def beginning_offsets(self, partitions: Sequence[int]) -> dict[int, int]:
+        return await self._known_offsets(partitions, EARLIEST)
+
+    async def end_offsets(self, partitions: Sequence[int]) -> dict[int, int]:
+        return await self._known_offsets(partitions, LATEST)
+
+    async def offsets_at(self, partitions: Sequence[int], timestamp_ms: int) -> dict[int, int]:
+        # Ends first: a record that arrives in between is then at or after both answers, and is not skipped.
+        ends = await self.end_offsets(partitions)
+        found = await self._cluster.offsets(
+            self._topic, dict.fromkeys(partitions, timestamp_ms), read_committed=self._read_committed
+        )
+        return {partition: ends[partition] if offset is None else offset for partition, offset in found.items()}
+
+    async def _known_offsets(self, partitions: Sequence[int], at: int) -> dict[int, int]:
+        found = await self._cluster.offsets(
+            self._topic, dict.fromkeys(partitions, at), read_committed=self._read_committed
+        )
+        return {partition: offset for partition, offset in found.items() if offset is not None}
+
+    async def seek(self, partition: int, offset: int) -> None:
+        consumer, shard = self._member(partition)
+        try:
+            consumer.seek(shard, offset)
+            consumer.resume(shard)
+        except errors.IllegalStateError:
+            raise ShardLost(f"{self._topic}-{partition} is no longer assigned") from None
+        self._next[partition] = offset
+
+    async def fetch(self, partition: int, *, records_max: int, seconds_max: float) -> Batch | None:
+        consumer, shard = self._member(partition)
+        start = self._next[partition]
+        try:
+            fetched = await consumer.getmany(shard, timeout_ms=int(seconds_max * 1000), max_records=records_max)
+            end = await consumer.position(shard)
+        except errors.OffsetOutOfRangeError:
+            raise OffsetOutOfRange(partition, start) from None
+        except errors.IllegalStateError:
+            raise ShardLost(f"{self._topic}-{partition} is no longer assigned") from None
+        except errors.CorruptRecordException as error:
+            raise ExternalError(f"{self._topic}-{partition} at offset {start}: {error}") from None
+        except errors.RecordTooLargeError as error:
+            # aiokafka has already stepped over the record: going on would lose it.
+            raise InternalError(f"{self._topic}-{partition} at offset {start}: {error}") from None
+        except (errors.AuthorizationError, errors.AuthenticationFailedError) as error:
+            raise ExternalError(f"{self._topic}-{partition}: {type(error).__name__}: {error}") from None
+        except errors.KafkaError as error:
+            raise BrokerUnavailable(f"{self._topic}-{partition}: {type(error).__name__}: {error}") from None
+        records = fetched.get(shard, ())
+        if end == start:
+            return None
+        self._next[partition] = end
+        return batch_of(self._topic, partition, records, start, end)
+
+    async def commit(self, positions: Mapping[int, int]) -> None:
+        if self._consumer is None:
+            return
+        assigned = self._consumer.assignment()
+        offsets = {TopicPartition(self._topic, partition): offset for partition, offset in positions.items()}
+        lost = [shard for shard in offsets if shard not in assigned]
+        if lost:
+            raise ShardLost(f"{lost[0].topic}-{lost[0].partition} is no longer assigned")
+        try:
+            await self._consumer.commit(offsets)
+        except (errors.CommitFailedError, errors.IllegalStateError) as error:
+            raise ShardLost(f"group {self._group_id}: {error}") from None
+        except errors.KafkaError as error:
+            raise BrokerUnavailable(f"group {self._group_id}: {type(error).__name__}: {error}") from None
+
+    async def committed(self, partition: int) -> int | None:
+        consumer, shard = self._member(partition)
+        try:
+            found = await consumer.committed(shard)
+        except errors.KafkaError as error:
+            raise BrokerUnavailable(f"group {self._group_id}: {type(error).__name__}: {error}") from None
+        return None if found is None else int(found)
+
+    def _member(self, partition: int) -> tuple[AIOKafkaConsumer, TopicPartition]:
+        if self._consumer is None:
+            raise ShardLost(f"{self._topic}-{partition}: this member has left the group")
+        return self._consumer, TopicPartition(self._topic, partition)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Hands aiokafka's callbacks on. What it raises would be swallowed, so errors are logged here."""
+
+    def __init__(
+        self, topic: str, consumer: AIOKafkaConsumer, listener: ShardListener, positions: dict[int, int]
+    ) -> None:
+        self._topic = topic
+        self._consumer = consumer
+        self._listener = listener
+        self._positions = positions
+        self._owned: frozenset[int] = frozenset()
+        self._leaving = False
+
+    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        owned, self._owned = self._owned, frozenset()
+        await self._revoke(owned)
+
+    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        if self._leaving:
+            return
+        try:
+            # Paused before anything can be fetched from the group offset, which decides nothing.
+            self._consumer.pause(*assigned)
+            self._owned = frozenset(shard.partition for shard in assigned)
+            log.info("%s: assigned %s", self._topic, sorted(self._owned) or "no partition")
+            await self._listener.assigned(self._owned)
+        except Exception:
+            log.exception("%s: an assignment failed", self._topic)
+
+    async def leave(self) -> None:
+        self._leaving = True
+        owned, self._owned = self._owned, frozenset()
+        await self._revoke(owned)
+
+    async def _revoke(self, owned: frozenset[int]) -> None:
+        try:
+            await self._listener.revoked(owned)
+        except Exception:
+            log.exception("%s: a revocation failed", self._topic)
+        for partition in owned:
+            self._positions.pop(partition, None)

@@ -1,0 +1,360 @@
+"""The manifest log of one shard: who owns it, where it stands, and the commit itself.
+
+A log is a directory of files ``<seq>.json``, linked under a name that is never replaced. The next name is
+what owners race for: it goes to one of them, and the other has lost the shard.
+
+*Takeover.* A new owner reads the log, makes what it read durable, and links an empty manifest at the next
+seq. Only from then on is the last owner fenced, so only then are the renames that it left finished and the
+files that it staged in vain dropped.
+
+*Commit.* Files are flushed, then the names in the staging directory, then the manifest under a temporary
+name; it is linked, the log directory is flushed, and the commit is made. Files get their public names last.
+
+*Checkpoint.* Every so many manifests a checkpoint says what the log amounts to, and what lies below it is
+deleted, so reading a log costs the same however long it has run. Deleting frees names that a paused owner
+may still be about to link; therefore whoever has linked looks at the checkpoints again, and one at or beyond
+its seq means that it lost long ago. A checkpoint has its seq in its name: a paused owner that wakes up and
+writes an old one replaces nothing.
+
+Not here: what the files hold (`connectors.parquet.writer`). All of it blocks; callers use threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from connectors.parquet.files import Directories, StagedFile, replace_durably, write_whole
+from connectors.parquet.filesystem import FileSystem
+from connectors.parquet.layout import ShardLayout
+from connectors.parquet.manifest import Checkpoint, FileEntry, Kind, Manifest, load_checkpoint, load_manifest
+from engine.errors import InternalError, ShardLost, SinkUnavailable
+from engine.protocols import Counts
+
+logger = logging.getLogger("headrace.parquet")
+
+CHECKPOINT_EVERY = 32
+READS_MAX = 100
+TAKEOVERS_MAX = 100
+
+_MANIFEST = ".json"
+_CHECKPOINT = ".checkpoint.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A log as read: a checkpoint and the manifests after it."""
+
+    checkpoint: Checkpoint
+    manifests: tuple[Manifest, ...]
+
+    @property
+    def seq(self) -> int:
+        return self.manifests[-1].seq if self.manifests else self.checkpoint.seq
+
+    @property
+    def position(self) -> int | None:
+        return self.manifests[-1].end if self.manifests else self.checkpoint.position
+
+
+def read_chain(filesystem: FileSystem, directory: Path) -> Chain:
+    """The log in ``directory``, read without owning it; empty if there is none.
+
+    An owner may checkpoint and delete meanwhile. It deletes only after its checkpoint is there, so a walk
+    between two looks at the same checkpoint saw everything.
+    """
+    for _ in range(READS_MAX):
+        try:
+            seq = newest_checkpoint(filesystem.names(directory))
+            path = directory / checkpoint_name(seq)
+            checkpoint = load_checkpoint(filesystem.read(path), path) if seq else Checkpoint()
+        except FileNotFoundError:
+            if filesystem.size(directory) is None:
+                return Chain(Checkpoint(), ())
+            continue
+        if checkpoint.seq != seq:
+            raise InternalError(f"{path} says seq {checkpoint.seq}")
+        manifests = _walk(filesystem, directory, checkpoint)
+        if newest_checkpoint(filesystem.names(directory)) == seq:
+            return Chain(checkpoint, manifests)
+    raise SinkUnavailable(f"{directory}: the log changed during each of {READS_MAX} attempts to read it")
+
+
+def _walk(filesystem: FileSystem, directory: Path, checkpoint: Checkpoint) -> tuple[Manifest, ...]:
+    manifests: list[Manifest] = []
+    position = checkpoint.position
+    while True:
+        seq = checkpoint.seq + len(manifests) + 1
+        path = directory / manifest_name(seq)
+        try:
+            data = filesystem.read(path)
+        except FileNotFoundError:
+            return tuple(manifests)
+        manifest = load_manifest(data, path)
+        manifest.check(seq, position)
+        position = manifest.end
+        manifests.append(manifest)
+
+
+def manifest_name(seq: int) -> str:
+    return f"{seq:020d}{_MANIFEST}"
+
+
+def checkpoint_name(seq: int) -> str:
+    return f"{seq:020d}{_CHECKPOINT}"
+
+
+def newest_checkpoint(names: Sequence[str]) -> int:
+    """The highest seq that a checkpoint is named for, 0 if there is none."""
+    return max((int(name.partition(".")[0]) for name in names if name.endswith(_CHECKPOINT)), default=0)
+
+
+class ShardLog:
+    """One owner's hold on a shard's log. Call `acquire` first; after any exception only `lost` and a new object.
+
+    ``phase`` hears the name of each step, so that a test can tell where a kill hit.
+    """
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        layout: ShardLayout,
+        directories: Directories,
+        *,
+        time: Callable[[], float],
+        phase: Callable[[str], None] | None = None,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+    ) -> None:
+        self.filesystem = filesystem
+        self.layout = layout
+        self.owner = uuid.uuid4().hex
+        self.seq = 0
+        self.position: int | None = None
+        self._directories = directories
+        self._time = time
+        self._phase = phase
+        self._checkpoint_every = checkpoint_every
+        self._checkpoint_seq = 0
+        self._takeover_seq = 0
+        self._staged = 0
+
+    def acquire(self) -> None:
+        """Take the shard over: fence the last owner, then finish what it committed and drop what it did not."""
+        for directory in (self.layout.log, self.layout.staging, self.layout.failures):
+            self._directories.ensure(directory)
+        chain = self._take_over()
+        self.say("recovering")
+        with self._noticing_loss():
+            self._recover(chain)
+            self._checkpoint_if_due()
+        self.say("recovered")
+
+    def stage(self, what: str) -> StagedFile:
+        """A new file in the staging directory. ``what`` ends its name and must not end in ``.parquet``."""
+        assert not what.endswith(".parquet")
+        self._staged += 1
+        return StagedFile(self.filesystem, self.temporary(f"{self._staged}.{what}"))
+
+    def commit(
+        self,
+        start: int,
+        end: int,
+        counts: Counts,
+        *,
+        files: Sequence[FileEntry] = (),
+        failures: FileEntry | None = None,
+        rows_out: int = 0,
+        schema: str | None = None,
+    ) -> None:
+        """Move the position from ``start`` to ``end`` together with ``files``, finished staged files.
+
+        Returns when all is durable and public. Raises ShardLost when another owner has taken the shard;
+        then nothing of this is or becomes visible.
+        """
+        kind: Kind = "start" if self.position is None and start == end and not files else "commit"
+        manifest = self._manifest(
+            self.seq + 1, kind, start, end, files=tuple(files), failures=failures, counts=counts,
+            rows_out=rows_out, schema=schema,
+        )  # fmt: skip
+        with self._noticing_loss():
+            self._commit(manifest)
+            self._checkpoint_if_due()
+
+    def _commit(self, manifest: Manifest) -> None:
+        self._make_public_directories([manifest])
+        self.filesystem.sync_directory(self.layout.staging)
+        self.say("staged")
+        if not self._link(manifest):
+            raise self.lost_error()
+        self.say("linked")
+        self.filesystem.sync_directory(self.layout.log)
+        if self._superseded(manifest.seq):
+            raise self.lost_error()
+        self._publish(manifest)
+        self._sync_public([manifest])
+        self.say("renamed")
+        self.seq, self.position = manifest.seq, manifest.end
+
+    def lost(self) -> bool:
+        """Whether another owner has taken the shard since."""
+        names = self.filesystem.names(self.layout.log)
+        return any(int(name.partition(".")[0]) > self.seq for name in names if name.endswith(_MANIFEST))
+
+    def lost_error(self) -> ShardLost:
+        return ShardLost(
+            f"{self.layout.topic}-{self.layout.partition}: another owner took the shard after manifest {self.seq}"
+        )
+
+    def temporary(self, what: str) -> Path:
+        """A path in the staging directory that is this owner's, and cleared away by the next one."""
+        return self.layout.staging / f"{self._takeover_seq:020d}-{self.owner}-{what}"
+
+    def say(self, phase: str) -> None:
+        if self._phase is not None:
+            self._phase(phase)
+
+    @contextlib.contextmanager
+    def _noticing_loss(self) -> Iterator[None]:
+        """A staged file is gone where a later owner cleared it away: that is a lost shard and no fault of the disk."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if self.lost():
+                raise self.lost_error() from error
+            raise
+
+    def _take_over(self) -> Chain:
+        for _ in range(TAKEOVERS_MAX):
+            chain = read_chain(self.filesystem, self.layout.log)
+            # What was read may not be durable yet, and must not vanish below a takeover that is.
+            self.filesystem.sync_directory(self.layout.log)
+            self._takeover_seq, self.position = chain.seq + 1, chain.position
+            manifest = self._manifest(self._takeover_seq, "takeover", chain.position, chain.position)
+            try:
+                linked = self._link(manifest)
+            except FileNotFoundError:  # a later owner dropped the temporary file
+                continue
+            if not linked:
+                continue
+            self.filesystem.sync_directory(self.layout.log)
+            if not self._superseded(manifest.seq):
+                self.seq = manifest.seq
+                self._checkpoint_seq = chain.checkpoint.seq
+                return chain
+        raise SinkUnavailable(
+            f"{self.layout.log}: others took the shard over {TAKEOVERS_MAX} times meanwhile",
+            hint="Look for more processes of this pipeline than are wanted.",
+        )
+
+    def _recover(self, chain: Chain) -> None:
+        self._make_public_directories(chain.manifests)
+        for manifest in chain.manifests:
+            self._publish(manifest, recovery=True)
+        self._sync_public(chain.manifests)
+        self._drop_staged(chain)
+
+    def _drop_staged(self, chain: Chain) -> None:
+        """Remove what owners before this takeover staged: what they committed is published by now.
+
+        Not what carries a later takeover's seq: this owner may have lost the shard since.
+        """
+        for name in self.filesystem.names(self.layout.staging):
+            if int(name.partition("-")[0]) < self._takeover_seq:
+                self._unlink(self.layout.staging / name)
+
+    def _publish(self, manifest: Manifest, *, recovery: bool = False) -> None:
+        """Give files their public names; who of two owners does it does not matter."""
+        for index, file in enumerate(manifest.all_files):
+            staged, public = self.layout.staging / file.staged, self.layout.root / file.public
+            size = self.filesystem.size(staged)
+            if size is not None and size != file.bytes:
+                raise InternalError(f"{staged} has {size} bytes where its manifest says {file.bytes}")
+            try:
+                self.filesystem.rename(staged, public)
+            except FileNotFoundError:
+                if self.filesystem.size(public) is None:
+                    self._missing(public, recovery=recovery)
+            if index == 0 and not recovery:
+                self.say("half-renamed")
+
+    def _missing(self, public: Path, *, recovery: bool) -> None:
+        if recovery:  # removed by its user since, who may do that
+            logger.warning("%s was committed and is not there any more", public)
+        elif self.lost():
+            raise self.lost_error()
+        else:
+            raise InternalError(f"{public} was removed while it was committed")
+
+    def _superseded(self, seq: int) -> bool:
+        return newest_checkpoint(self.filesystem.names(self.layout.log)) >= seq
+
+    def _link(self, manifest: Manifest) -> bool:
+        """Put a manifest into the log; False if its seq has gone to somebody else."""
+        data = manifest.dump()
+        temporary = self.temporary(f"{manifest.seq}.manifest")
+        target = self.layout.log / manifest_name(manifest.seq)
+        write_whole(self.filesystem, temporary, data)
+        try:
+            self.filesystem.link(temporary, target)
+            return True
+        except FileExistsError:
+            # A network file system may have repeated a request that had succeeded: then it is our own.
+            with contextlib.suppress(FileNotFoundError):
+                return self.filesystem.read(target) == data
+            return False
+        finally:
+            self._unlink(temporary)
+
+    def _checkpoint_if_due(self) -> None:
+        if self.seq - self._checkpoint_seq < self._checkpoint_every:
+            return
+        temporary = self.temporary(f"{self.seq}.checkpoint")
+        target = self.layout.log / checkpoint_name(self.seq)
+        replace_durably(self.filesystem, temporary, target, Checkpoint(self.seq, self.position).dump())
+        self._checkpoint_seq = self.seq
+        for name in self.filesystem.names(self.layout.log):
+            seq = int(name.partition(".")[0])
+            if seq < self.seq or (seq == self.seq and name == manifest_name(seq)):
+                self._unlink(self.layout.log / name)
+        self.say("checkpointed")
+
+    def _manifest(
+        self,
+        seq: int,
+        kind: Kind,
+        start: int | None,
+        end: int | None,
+        *,
+        files: tuple[FileEntry, ...] = (),
+        failures: FileEntry | None = None,
+        counts: Counts | None = None,
+        rows_out: int = 0,
+        schema: str | None = None,
+    ) -> Manifest:
+        layout = self.layout
+        manifest = Manifest(
+            seq, self.owner, kind, layout.topic, layout.topic_id, layout.partition, start, end,
+            self._time(), files, failures, counts or Counts(), rows_out, schema,
+        )  # fmt: skip
+        manifest.check(seq, self.position)
+        return manifest
+
+    def _make_public_directories(self, manifests: Sequence[Manifest]) -> None:
+        for directory in self._public_directories(manifests):
+            self._directories.ensure(directory)
+
+    def _sync_public(self, manifests: Sequence[Manifest]) -> None:
+        for directory in self._public_directories(manifests):
+            self.filesystem.sync_directory(directory)
+
+    def _public_directories(self, manifests: Sequence[Manifest]) -> list[Path]:
+        files = (file for manifest in manifests for file in manifest.all_files)
+        return sorted({(self.layout.root / file.public).parent for file in files})
+
+    def _unlink(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.unlink(path)

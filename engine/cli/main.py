@@ -1,0 +1,72 @@
+"""The command `headrace`: its subcommands, and the exit codes that follow from an error's domain."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import click
+import typer
+
+from engine.cli import broker, demo, invoke, produce, query, run
+from engine.errors import Domain, HeadraceError
+
+app = typer.Typer(
+    name="headrace",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="""Lambda-style functions on Kafka, written to Parquet and DuckDB exactly once.
+
+    \b
+    headrace demo                     a real Kafka, three pipelines, a table of answers
+    headrace broker start             an Apache Kafka of your own, on this machine
+    headrace produce clicks FILE      bring events into a topic
+    headrace check headrace.toml      is the configuration right?
+    headrace run headrace.toml        run it
+    headrace query "SQL" --db FILE    ask the results
+
+    Exit codes: 0 done, 2 something you can mend, 3 something outside (broker, disk), 4 a bug in headrace.
+    """,
+)
+app.command()(run.run)
+app.command()(run.check)
+app.command()(invoke.invoke)
+app.command()(produce.produce)
+app.command()(query.query)
+app.command()(demo.demo)
+app.add_typer(broker.app, name="broker", help="The embedded Apache Kafka broker.")
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(arguments: list[str]) -> int:
+    """Run the command line; the exit code."""
+    try:
+        result = app(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return Domain.USER
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("stopped", err=True)
+        return 130
+    except HeadraceError as error:
+        typer.echo(f"error: {error}", err=True)
+        return error.domain
+    except BrokenPipeError:
+        return 0
+    except Exception:
+        traceback.print_exc()
+        typer.echo("error: this is a bug in headrace; the lines above say where", err=True)
+        return Domain.INTERNAL
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""`headrace run` and `headrace check`: a configuration file, carried out or explained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from engine import config_file, logs
+from engine.clock import SystemClock
+from engine.config import Config
+from engine.deadline import Deadline
+from engine.errors import Domain
+from engine.runtime import Runtime
+
+log = logging.getLogger("headrace.run")
+
+#: How often a run says how far it is.
+SAY_SECONDS = 10.0
+
+#: The time beyond the drain deadline that is left for closing connections and files.
+CLOSE_SECONDS = 5.0
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration, usually headrace.toml.")]
+Bootstrap = Annotated[
+    str | None,
+    typer.Option("--bootstrap", metavar="HOST:PORT,...", help="The cluster; outranks FILE and HEADRACE_BOOTSTRAP."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
+
+
+def check(
+    file: File,
+    bootstrap: Bootstrap = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the resolved configuration as JSON.")] = False,
+) -> None:
+    """Check a configuration and show it with every default filled in.
+
+    Every fault is reported at once. Handlers are imported and queries planned, so that a name that is
+    wrong shows here; neither the broker nor a sink is touched.
+
+    Example:  headrace check headrace.toml
+    """
+    from engine.compose.pipelines import build_runtime
+
+    config = config_file.load(file)
+    build_runtime(config, bootstrap=bootstrap)
+    document = config_file.resolved(config)
+    if json:
+        typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+        return
+    for line in _lines(document):
+        typer.echo(line)
+    count = sum(pipeline.enabled for pipeline in config.pipelines.values())
+    typer.echo(f"# {file}: no faults; {count} pipeline{'s' if count != 1 else ''} to run", err=True)
+
+
+def _lines(document: dict[str, object], path: str = "") -> list[str]:
+    """The document as TOML, settings that are unset left out."""
+    values = {key: value for key, value in document.items() if value is not None}
+    lines = [
+        f"{key} = {orjson.dumps(value).decode()}" for key, value in values.items() if not isinstance(value, dict)
+    ]
+    if path and lines:
+        lines = [f"[{path}]", *lines, ""]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{path}.{key}" if path else key)
+    return lines
+
+
+def run(
+    file: File,
+    bootstrap: Bootstrap = None,
+    until_caught_up: Annotated[
+        bool,
+        typer.Option("--until-caught-up", help="End when what is in the topics now is committed in the sinks."),
+    ] = False,
+    json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log a line for each batch.")] = False,
+) -> None:
+    """Run the pipelines of a configuration.
+
+    The first SIGTERM or Ctrl-C drains: batches at hand are finished and committed within
+    engine.drain_seconds_max. The second one stops at once; nothing is lost either way.
+
+    Exit codes: 0 done, 2 something you can mend, 3 something outside (broker, disk), 4 a bug in headrace.
+
+    Example:  headrace run headrace.toml --until-caught-up
+    """
+    from engine.compose.pipelines import build_runtime
+
+    logs.configure(json=json, verbose=verbose)
+    config = config_file.load(file)
+    # Handlers are looked for beside the configuration too, as in a Lambda task root.
+    sys.path.insert(0, str(file.resolve().parent))
+    code = _loop(build_runtime(config, bootstrap=bootstrap, until_caught_up=until_caught_up), config)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A handler that never returns holds its thread, and the interpreter would wait for it.
+    os._exit(code)
+
+
+def _loop(runtime: Runtime, config: Config) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        factory = asyncio.new_event_loop
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_run(runtime, config))
+
+
+async def _run(runtime: Runtime, config: Config) -> int:
+    stopping = asyncio.Event()
+    drain_seconds_max = config.engine.drain_seconds_max
+
+    def stop(number: int) -> None:
+        name = signal.Signals(number).name
+        if stopping.is_set():
+            log.warning("%s again: stopping at once", name)
+            logging.shutdown()
+            os._exit(128 + number)
+        log.info("%s: draining for at most %g s; once more stops at once", name, drain_seconds_max)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    started = time.monotonic()
+    running = asyncio.ensure_future(runtime.run(stopping))
+    telling = asyncio.ensure_future(_tell(runtime))
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        deadline = Deadline(SystemClock(), drain_seconds_max + CLOSE_SECONDS)
+        await asyncio.wait({running}, timeout=deadline.seconds_left)
+    telling.cancel()
+    stopped.cancel()
+    _summary(runtime, time.monotonic() - started)
+    if not running.done():
+        log.error("not closed within %g s; leaving anyway, nothing committed is lost", drain_seconds_max)
+        return Domain.EXTERNAL
+    return running.result()
+
+
+async def _tell(runtime: Runtime) -> None:
+    """Say now and then how far each pipeline is."""
+    before: dict[str, int] = {}
+    while True:
+        await asyncio.sleep(SAY_SECONDS)
+        for pipeline in runtime.pipelines:
+            statistics = pipeline.statistics()
+            records = sum(shard.counts.total - shard.counts.absent for shard in statistics)
+            rate = (records - before.get(pipeline.name, 0)) / SAY_SECONDS
+            before[pipeline.name] = records
+            progress = pipeline.progress()
+            done = f", {progress.done / progress.total:.0%} caught up" if progress.total else ""
+            log.info(
+                "%s: %d shards, %s records, %s/s%s",
+                pipeline.name,
+                len(statistics),
+                f"{records:,}",
+                f"{rate:,.0f}",
+                done,
+            )
+
+
+def _summary(runtime: Runtime, seconds: float) -> None:
+    for pipeline in runtime.pipelines:
+        totals = pipeline.totals()
+        rate = totals.records / seconds if seconds else 0.0
+        log.info(
+            "%s: %s records, %s rows, %s failed, %s dropped, %d commits in %.1f s (%s records/s)",
+            *(
+                pipeline.name,
+                f"{totals.records:,}",
+                f"{totals.rows:,}",
+                f"{totals.failed:,}",
+                f"{totals.dropped:,}",
+            ),
+            *(totals.commits, seconds, f"{rate:,.0f}"),
+        )

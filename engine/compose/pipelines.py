@@ -1,0 +1,329 @@
+"""Putting pipelines together: the configuration's words become connectors, handlers and bounds."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from connectors.file_destination import FileDestination
+from connectors.kafka.destination import KafkaDestination
+
+from connectors.duckdb import Database, DuckDBSink
+from connectors.kafka.settings import KafkaSettings
+from connectors.kafka.source import KafkaSource
+from connectors.parquet import ParquetSink
+from engine.batching import Batcher
+from engine.budget import ByteBudget
+from engine.checkpoint import CheckpointSink
+from engine.clock import SystemClock
+from engine.compose.handlers import ENVELOPE_BYTES_MAX, build_handler, payload_bytes_of
+from engine.config import (
+    EVENT_KINDS,
+    PAYLOAD_BYTES_MAX,
+    Config,
+    DuckDBSinkConfig,
+    FunctionConfig,
+    KafkaConfig,
+    NoSinkConfig,
+    ParquetSinkConfig,
+    PipelineConfig,
+    group_id,
+)
+from engine.context import Context
+from engine.decoding import Decoders
+from engine.errors import ConfigError, HeadraceError
+from engine.output import Output
+from engine.passthrough import Passthrough
+from engine.pipeline import Pipeline, PipelineParts
+from engine.processing import Policy, Processor
+from engine.protocols import Clock, Destination, Handler, Sink, Source
+from engine.runtime import Runtime
+from engine.values import column_field
+
+BOOTSTRAP_VARIABLE = "HEADRACE_BOOTSTRAP"
+PASSWORD_VARIABLE = "HEADRACE_SASL_PASSWORD"  # noqa: S105 - the name of a variable
+PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
+
+BOOTSTRAP_DEFAULT = "127.0.0.1:9092"
+
+#: The part of memory_bytes_max that DuckDB gets where a pipeline writes to DuckDB; the rest is for records.
+DUCKDB_SHARE = 0.5
+
+#: A Kafka mapping with endless retries and a destination is capped at ten retries on AWS.
+KAFKA_RETRIES_MAX = 10
+
+Phase = Callable[[str], None]
+
+
+def kafka_settings(config: KafkaConfig, bootstrap: str | None = None) -> KafkaSettings:
+    """``bootstrap`` (of the command line) outranks the configuration, which outranks the environment."""
+    password = config.sasl_password.get_secret_value() if config.sasl_password is not None else None
+    return KafkaSettings(
+        bootstrap=bootstrap or config.bootstrap or os.environ.get(BOOTSTRAP_VARIABLE) or BOOTSTRAP_DEFAULT,
+        client_id=config.client_id,
+        security_protocol=config.security_protocol,
+        sasl_mechanism=config.sasl_mechanism,
+        sasl_username=config.sasl_username,
+        sasl_password=password or os.environ.get(PASSWORD_VARIABLE),
+        ssl_ca_file=config.ssl_ca_file,
+        ssl_cert_file=config.ssl_cert_file,
+        ssl_key_file=config.ssl_key_file,
+        broker_wait_seconds_max=config.broker_wait_seconds_max,
+        session_timeout_ms=config.session_timeout_ms,
+        heartbeat_interval_ms=config.heartbeat_interval_ms,
+        metadata_age_ms_max=config.metadata_age_ms_max,
+    )
+
+
+@dataclass
+class _Shared:
+    """What the pipelines of one process have in common."""
+
+    config: Config
+    settings: KafkaSettings
+    clock: Clock
+    executor: Executor
+    budget: ByteBudget
+    phase: Phase | None
+    databases: dict[Path, Database] = field(default_factory=dict)
+
+    def database(self, sink: DuckDBSinkConfig) -> Database:
+        path = sink.path.resolve()
+        if path not in self.databases:
+            self.databases[path] = Database(
+                path,
+                lock_wait_seconds_max=sink.lock_wait_seconds_max,
+                memory_limit_bytes=int(self.config.engine.memory_bytes_max * DUCKDB_SHARE),
+                clock=self.clock,
+            )
+        return self.databases[path]
+
+
+def build_runtime(config: Config, *, bootstrap: str | None = None, until_caught_up: bool = False) -> Runtime:
+    """Every enabled pipeline of ``config``. Raises ConfigError with the faults of all of them.
+
+    Imports the users' handlers; reaches neither broker nor sinks.
+    """
+    writes_duckdb = any(isinstance(pipeline.sink, DuckDBSinkConfig) for pipeline in config.pipelines.values())
+    records_share = 1.0 - DUCKDB_SHARE if writes_duckdb else 1.0
+    shared = _Shared(
+        config=config,
+        settings=kafka_settings(config.kafka, bootstrap),
+        clock=SystemClock(),
+        executor=ThreadPoolExecutor(config.engine.handler_threads_max, thread_name_prefix="headrace-decode"),
+        budget=ByteBudget(int(config.engine.memory_bytes_max * records_share)),
+        phase=phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
+    )
+    pipelines = []
+    faults = []
+    for name, pipeline in config.pipelines.items():
+        if not pipeline.enabled:
+            continue
+        try:
+            pipelines.append(Pipeline(_parts(name, pipeline, shared), until_caught_up=until_caught_up))
+        except (HeadraceError, ValueError) as error:
+            faults.append(f"pipelines.{name}: {error}")
+    if not pipelines and not faults:
+        faults.append("every pipeline has enabled = false")
+    if faults:
+        raise ConfigError("the pipelines cannot be built", faults)
+    return Runtime(pipelines)
+
+
+def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
+    source = _source(name, config, shared)
+    destination = _destination(name, config, shared, source)
+    sink = _sink(name, config, shared, source, destination)
+    kind = config.function.kind if config.function is not None else "arrow"
+    record_bytes_max = config.source.record_bytes_max
+    if kind in EVENT_KINDS:
+        record_bytes_max = min(record_bytes_max, (PAYLOAD_BYTES_MAX - ENVELOPE_BYTES_MAX) * 3 // 4)
+    decoders = None
+    if kind not in EVENT_KINDS:
+        decoders = Decoders(config.schema_, sink, shared.executor, record_bytes_max=record_bytes_max)
+    handler = _handler(name, config, shared, decoders)
+    output = Output(sink, columns=_declared(config.function), trace=config.schema_.trace)
+    return PipelineParts(
+        name=name,
+        config=config,
+        source=source,
+        sink=sink,
+        handler=handler,
+        decoders=decoders,
+        output=output,
+        processor=Processor(
+            name=name,
+            handler=handler,
+            decoders=decoders,
+            output=output,
+            policy=_policy(kind, config, record_bytes_max),
+            context=_context(name, config.function),
+            clock=shared.clock,
+            executor=shared.executor,
+            phase=shared.phase,
+        ),
+        destination=destination,
+        batcher=_batcher(kind, config, shared, handler),
+        budget=shared.budget,
+        clock=shared.clock,
+        shard_bytes_max=shared.config.engine.shard_bytes_max,
+        drain_seconds_max=shared.config.engine.drain_seconds_max,
+        delivery_seconds_max=shared.settings.broker_wait_seconds_max,
+        commits_group_offsets=not isinstance(config.sink, NoSinkConfig),
+        phase=shared.phase,
+    )
+
+
+def _source(name: str, config: PipelineConfig, shared: _Shared) -> KafkaSource:
+    return KafkaSource(
+        shared.settings,
+        topic=config.source.topic,
+        group_id=group_id(name, config),
+        clock=shared.clock,
+        read_committed=config.source.isolation_level == "read_committed",
+        fetch_bytes_max=config.source.fetch_bytes_max,
+        drain_seconds_max=shared.config.engine.drain_seconds_max,
+    )
+
+
+def _destination(name: str, config: PipelineConfig, shared: _Shared, source: KafkaSource) -> Destination | None:
+    target = config.source.destination_config.on_failure
+    if target is None:
+        return None
+    if target.startswith("kafka://"):
+        topic = target.removeprefix("kafka://")
+        return KafkaDestination(shared.settings, topic, pipeline=name, stream_of=source.stream, clock=shared.clock)
+    return FileDestination(Path(target.removeprefix("file:")), pipeline=name, stream_of=source.stream)
+
+
+def _sink(
+    name: str, config: PipelineConfig, shared: _Shared, source: Source, destination: Destination | None
+) -> Sink:
+    restart = config.source.on_recreated_topic
+    match config.sink:
+        case ParquetSinkConfig() as sink:
+            return ParquetSink(
+                sink.path,
+                pipeline=name,
+                clock=shared.clock,
+                file_bytes_max=sink.file_bytes_max,
+                file_age_max_seconds=sink.file_age_max_seconds,
+                row_group_bytes_max=sink.row_group_bytes_max,
+                partition_by=sink.partition_by,
+                hive_partitions_open_max=sink.hive_partitions_open_max,
+                on_recreated_topic=restart,
+                phase=shared.phase,
+            )
+        case DuckDBSinkConfig() as sink:
+            return DuckDBSink(
+                shared.database(sink),
+                pipeline=name,
+                table=sink.table,
+                clock=shared.clock,
+                mode=sink.mode,
+                key=sink.key,
+                order_by=sink.order_by,
+                delete_column=sink.delete_column,
+                commit_interval_max_seconds=sink.commit_interval_max_seconds,
+                commit_bytes_max=sink.commit_bytes_max,
+                on_recreated_topic=restart,
+                phase=shared.phase,
+            )
+        case NoSinkConfig():
+            return CheckpointSink(source, destination, shared.clock)
+
+
+def _handler(name: str, config: PipelineConfig, shared: _Shared, decoders: Decoders | None) -> Handler:
+    function = config.function
+    if function is None:
+        return Passthrough()
+    return build_handler(
+        kind=function.kind,
+        handler=function.handler,
+        query=function.query,
+        timeout_seconds=function.timeout,
+        concurrency_max=shared.config.engine.handler_threads_max,
+        function_name=function.name or name,
+        bootstrap_servers=shared.settings.bootstrap,
+        schema=decoders.schema if decoders is not None else None,
+    )
+
+
+def _declared(function: FunctionConfig | None) -> pa.Schema | None:
+    if function is None or function.columns is None:
+        return None
+    return pa.schema([column_field(name, kind) for name, kind in function.columns.items()])
+
+
+def _policy(kind: str, config: PipelineConfig, record_bytes_max: int) -> Policy:
+    source = config.source
+    reports = source.destination_config.on_failure is not None
+    retries_max = source.maximum_retry_attempts
+    if kind == "kafka" and reports and retries_max < 0:
+        retries_max = KAFKA_RETRIES_MAX
+    return Policy(
+        retries_max=retries_max,
+        backoff_seconds=source.retry_backoff_seconds,
+        backoff_seconds_max=source.retry_backoff_seconds_max,
+        record_bytes_max=record_bytes_max,
+        reports=reports,
+        drops=source.on_exhausted == "drop",
+    )
+
+
+def _context(name: str, function: FunctionConfig | None) -> Callable[[], Context]:
+    own = (function.name if function is not None else None) or name
+    memory = str(function.memory_size if function is not None else 128)
+    timeout = function.timeout if function is not None else 900.0
+    arn = f"arn:aws:lambda:{os.environ.get('AWS_REGION', 'us-east-1')}:000000000000:function:{own}"
+
+    def make() -> Context:
+        now = time.time()
+        return Context(
+            function_name=own,
+            memory_limit_in_mb=memory,
+            deadline_ms=int((now + timeout) * 1000),
+            invoked_function_arn=arn,
+            log_group_name=f"/aws/lambda/{own}",
+            log_stream_name=f"{time.strftime('%Y/%m/%d', time.gmtime(now))}/[$LATEST]{os.getpid():032x}",
+        )
+
+    return make
+
+
+def _batcher(kind: str, config: PipelineConfig, shared: _Shared, handler: Handler) -> Callable[[], Batcher]:
+    if kind in EVENT_KINDS:
+        payload_bytes_max = PAYLOAD_BYTES_MAX - ENVELOPE_BYTES_MAX
+    else:
+        payload_bytes_max = max(1, shared.config.engine.shard_bytes_max // 2)
+
+    def make() -> Batcher:
+        return Batcher(
+            records_max=config.source.batch_size,
+            window_seconds=config.source.maximum_batching_window_in_seconds,
+            payload_bytes_max=payload_bytes_max,
+            payload_bytes=payload_bytes_of(handler),
+        )
+
+    return make
+
+
+def phase_log(path: str | None) -> Phase | None:
+    """A hook that appends a line ``<monotonic ns> <phase>`` to ``path``: where a killed process was."""
+    if not path:
+        return None
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    pid = os.getpid()
+    lock = threading.Lock()
+
+    def phase(name: str) -> None:
+        with lock:
+            os.write(descriptor, f"{time.monotonic_ns()} {pid} {name}\n".encode())
+
+    return phase

@@ -1,0 +1,76 @@
+"""The decoder of a pipeline: of the declared schema, or of one inferred from its first records and then kept.
+
+An inferred schema is made durable by the sink before any row, and every shard and later run adopts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from concurrent.futures import Executor
+
+import pyarrow as pa
+
+from engine.batch import Batch
+from engine.config import SchemaConfig
+from engine.protocols import Sink
+from engine.values import Decoder, JsonDecoder, RawDecoder, TextDecoder, infer
+
+log = logging.getLogger("headrace.decoding")
+
+#: The name under which the sink keeps an inferred schema.
+SCHEMA_NAME = "values"
+
+
+class Decoders:
+    """`engine.processing.DecoderSource` for one pipeline. Raises ValueError for columns that cannot be."""
+
+    def __init__(self, config: SchemaConfig, sink: Sink, executor: Executor, *, record_bytes_max: int) -> None:
+        self._config = config
+        self._sink = sink
+        self._executor = executor
+        self._record_bytes_max = record_bytes_max
+        self._inferring = asyncio.Lock()
+        self._decoder: Decoder | None = None
+        if config.format == "text":
+            self._decoder = TextDecoder(
+                trace=config.trace, on_null_value=config.on_null_value, record_bytes_max=record_bytes_max
+            )
+        elif config.format == "raw":
+            self._decoder = RawDecoder(trace=config.trace, record_bytes_max=record_bytes_max)
+        elif config.columns is not None:
+            self._decoder = self._json(config.columns, rest=config.rest)
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The decoded columns, once they are known."""
+        return None if self._decoder is None else self._decoder.schema
+
+    async def open(self) -> None:
+        """Adopt what an earlier run inferred."""
+        if self._decoder is None and (known := await self._sink.schema(SCHEMA_NAME)) is not None:
+            self._decoder = self._json(known, rest=True)
+
+    async def decoder(self, batch: Batch) -> Decoder:
+        if self._decoder is not None:
+            return self._decoder
+        async with self._inferring:
+            if self._decoder is None:
+                found = await asyncio.get_running_loop().run_in_executor(self._executor, infer, batch)
+                if not len(found):
+                    # Not one record could be read; what follows may still teach the columns.
+                    return self._json(found, rest=True)
+                kept = await self._sink.adopt_schema(SCHEMA_NAME, found)
+                log.info("columns inferred from the first records: %s", ", ".join(kept.names))
+                self._decoder = self._json(kept, rest=True)
+        return self._decoder
+
+    @functools.cached_property
+    def _json(self) -> functools.partial[JsonDecoder]:
+        return functools.partial(
+            JsonDecoder,
+            trace=self._config.trace,
+            on_null_value=self._config.on_null_value,
+            record_bytes_max=self._record_bytes_max,
+        )

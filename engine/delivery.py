@@ -1,0 +1,128 @@
+"""Bringing failed records from a sink, where they are committed, to the on-failure destination.
+
+At least once: a record counts as delivered only after the destination has it, and the mark that says so
+may be lost by a crash. Each delivery carries the record's identity, by which a second copy is known.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Mapping
+
+from engine.batch import Stream
+from engine.errors import DestinationUnavailable
+from engine.protocols import Clock, Destination, FailedRecord, ShardWriter
+
+log = logging.getLogger("headrace.delivery")
+
+#: How many failed records are brought in one go.
+RECORDS_MAX = 500
+
+#: The pause after a destination refused.
+RETRY_SECONDS = 2.0
+
+
+def document(pipeline: str, stream: Stream, record: FailedRecord) -> dict[str, object]:
+    """What a destination is given for a failed record, ready for JSON; bytes are base64.
+
+    Its identity is ``pipeline, cluster_id, topic_id, partition, offset``.
+    """
+
+    def text(data: bytes | None) -> str | None:
+        return None if data is None else base64.b64encode(data).decode()
+
+    return {
+        "version": "1.0",
+        "pipeline": pipeline,
+        "cluster_id": stream.cluster_id,
+        "topic": stream.topic,
+        "topic_id": stream.topic_id,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp": record.timestamp,
+        "error_type": record.error_type,
+        "reason": record.reason,
+        "attempts": record.attempts,
+        "key": text(record.key),
+        "value": text(record.value),
+        "headers": [{"key": name, "value": text(value)} for name, value in record.headers],
+    }
+
+
+def from_document(entry: Mapping[str, object]) -> FailedRecord:
+    """The inverse of `document`, but for the identity's pipeline and stream."""
+
+    def data(text: object) -> bytes | None:
+        return None if text is None else base64.b64decode(str(text))
+
+    headers = entry["headers"]
+    assert isinstance(headers, list)
+    return FailedRecord(
+        partition=int(str(entry["partition"])),
+        offset=int(str(entry["offset"])),
+        timestamp=int(str(entry["timestamp"])),
+        key=data(entry["key"]),
+        value=data(entry["value"]),
+        headers=tuple((header["key"], data(header["value"])) for header in headers),
+        reason=str(entry["reason"]),
+        error_type=str(entry["error_type"]),
+        attempts=int(str(entry["attempts"])),
+    )
+
+
+class Delivery:
+    """One shard's way to the destination.
+
+    ``refused_seconds_max``: after so long without a delivery `run` raises what the destination said; None
+    tries for ever, for nothing is lost meanwhile.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        writer: ShardWriter,
+        destination: Destination | None,
+        clock: Clock,
+        *,
+        refused_seconds_max: float | None = None,
+    ) -> None:
+        self._name = name
+        self._writer = writer
+        self._destination = destination
+        self._clock = clock
+        self._refused_seconds_max = refused_seconds_max
+        self._refused_since: float | None = None
+        self._not_before = float("-inf")
+        self.pending = True  #: there may be committed failures that are not delivered
+
+    async def run(self) -> None:
+        """Deliver what is committed and not delivered. A refusal is logged, and tried again later."""
+        if not self.pending or self._clock.monotonic() < self._not_before:
+            return
+        while True:
+            mark, records = await self._writer.failures(RECORDS_MAX)
+            if not records:
+                self.pending = False
+                return
+            if self._destination is None:
+                log.warning(
+                    "%s: %d failed records wait in the sink for an on-failure destination", self._name, len(records)
+                )
+                self.pending = False
+                return
+            try:
+                await self._destination.deliver(records)
+            except DestinationUnavailable as error:
+                self._refused(error)
+                return
+            self._refused_since = None
+            await self._writer.delivered(mark)
+
+    def _refused(self, error: DestinationUnavailable) -> None:
+        now = self._clock.monotonic()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        if self._refused_seconds_max is not None and now - self._refused_since > self._refused_seconds_max:
+            raise error
+        log.warning("%s: failed records wait in the sink: %s", self._name, error)
+        self._not_before = now + RETRY_SECONDS

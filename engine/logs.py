@@ -1,0 +1,43 @@
+"""Where log lines go: stderr, as text for people or, with --json, as one JSON object a line."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import sys
+
+import orjson
+
+#: aiokafka reports each failed try of a connection as an error; headrace says what matters of it itself.
+CHATTY = ("aiokafka", "aiokafka.conn", "aiokafka.cluster")
+
+
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = dt.datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        text = f"{time} {level}{record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+def configure(*, json: bool = False, verbose: bool = False) -> None:
+    """Set up logging for a command. ``verbose`` adds a line for each batch."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if json else TextFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("headrace").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING if verbose else logging.CRITICAL)

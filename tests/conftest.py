@@ -1,0 +1,64 @@
+"""What tests share: one real broker for the whole session, and topics of their own on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import for_code
+
+from connectors.kafka.broker import Broker
+
+
+@dataclass(frozen=True)
+class ExternalBroker:
+    """A cluster that somebody else runs, named by HEADRACE_BOOTSTRAP."""
+
+    bootstrap: str
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker | ExternalBroker]:
+    """The session's broker: ``.bootstrap`` is its address. Tests leave it running and its settings alone."""
+    given = os.environ.get("HEADRACE_BOOTSTRAP")
+    if given:
+        yield ExternalBroker(given)
+        return
+    with Broker(tmp_path_factory.mktemp("broker"), port=0) as embedded:
+        yield embedded
+
+
+TopicFactory = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def topic(broker: Broker | ExternalBroker) -> AsyncIterator[TopicFactory]:
+    """``await topic(partitions=4, name="clicks", config={...})`` makes a topic and gives its unique name.
+
+    The topics are deleted when the test ends, unless it has done so itself.
+    """
+    made: list[str] = []
+    async with contextlib.AsyncExitStack() as stack:
+        admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+        await admin.start()
+        stack.push_async_callback(admin.close)
+
+        async def make(partitions: int = 1, name: str = "test", config: dict[str, str] | None = None) -> str:
+            unique = f"{name}-{uuid.uuid4().hex[:12]}"
+            response = await admin.create_topics(
+                [NewTopic(unique, num_partitions=partitions, replication_factor=1, topic_configs=config or {})]
+            )
+            for _, code, *message in response.topic_errors:
+                if code:
+                    raise for_code(code)(*message)
+            made.append(unique)
+            return unique
+
+        yield make
+        if made:
+            await admin.delete_topics(made)  # errors are codes in its answer; a topic already gone is one
