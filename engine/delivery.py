@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 
 from engine.batch import Stream
-from engine.errors import DestinationUnavailable
+from engine.errors import DestinationUnavailable, ExternalError
 from engine.protocols import Clock, Destination, FailedRecord, ShardWriter
 
 log = logging.getLogger("headrace.delivery")
@@ -123,6 +123,9 @@ class Delivery:
         now = self._clock.monotonic()
         self._refused_since = now if self._refused_since is None else self._refused_since
         if self._refused_seconds_max is not None and now - self._refused_since > self._refused_seconds_max:
-            raise error
+            # Not to be tried again: whoever set the bound wants to hear of it.
+            raise ExternalError(
+                f"{self._name}: failed records wait in the sink: {error.message}", hint=error.hint
+            ) from error
         log.warning("%s: failed records wait in the sink: %s", self._name, error)
         self._not_before = now + RETRY_SECONDS

@@ -81,6 +81,13 @@ class GroupOffsets:
                 await self._source.commit(pending)
         except (HeadraceError, TimeoutError) as error:
             log.warning("%s: group offsets were not committed: %s", self._name, str(error) or "timed out")
+            # A shard that stands still would not come by again with its position.
+            self._pending = pending | self._pending
+
+    def forget(self, partitions: Iterable[int]) -> None:
+        """Commit nothing for partitions that are no longer owned."""
+        for partition in partitions:
+            self._pending.pop(partition, None)
 
 
 class ShardPool:
@@ -121,24 +128,37 @@ class ShardPool:
         return totals
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Own what the group assigns until ``stopping``, until caught up, or until no shard can go on."""
+        """Own what the group assigns until ``stopping``, until caught up, or until no shard can go on.
+
+        Raises what the source or the sink said while nobody's shard was concerned.
+        """
+        failure: HeadraceError | None = None
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             committing = tasks.create_task(self._group.run()) if self._group is not None else None
             try:
-                await self._tools.source.join(self)
-                while not stopping.is_set() and not await self._is_done():
-                    try:
-                        async with asyncio.timeout(LOOK_SECONDS):
-                            await stopping.wait()
-                    except TimeoutError:
-                        continue
+                try:
+                    await self._serve(stopping)
+                finally:
+                    await self._tools.source.leave()
+            except HeadraceError as error:
+                failure = error  # raised outside of the group, which would wrap it
             finally:
-                await self._tools.source.leave()
                 await self.revoked(frozenset(self._owned))
                 self._tasks = None
                 if committing is not None:
                     committing.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _serve(self, stopping: asyncio.Event) -> None:
+        await self._tools.source.join(self)
+        while not stopping.is_set() and not await self._is_done():
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await stopping.wait()
+            except TimeoutError:
+                continue
 
     async def assigned(self, partitions: frozenset[int]) -> None:
         """Start an owner for each partition. Returns at once; owners find their position themselves."""
@@ -170,6 +190,7 @@ class ShardPool:
             self._former = self._former.plus(shard.statistics())
         if self._group is not None:
             await self._group.flush(deadline)
+            self._group.forget(partitions)
 
     def _shard(self, partition: int) -> Shard:
         # A partition that appeared after the start has nothing to catch up with.
@@ -191,9 +212,9 @@ class ShardPool:
                     log.error("%s: stopped: %s", shard.label, error)
                     return
                 log.warning("%s: %s; trying again", shard.label, error)
-            if shard.is_stopping:
-                return
-            await self._tools.clock.sleep(wait)
+            if shard.statistics().commits:
+                wait = RESTART_SECONDS  # it got somewhere: this is no failure that repeats itself
+            await shard.pause(wait)
             wait = min(wait * 2, RESTART_SECONDS_MAX)
             if shard.is_stopping:
                 return
@@ -205,7 +226,7 @@ class ShardPool:
 
     async def _is_done(self) -> bool:
         """Caught up, or nothing left that could go on."""
-        if self._owned and len(self._failed) == len(self._owned):
+        if self._owned and self._owned.keys() <= self._failed.keys():
             return True
         if self._targets is None or not self._assigned_once:
             return False

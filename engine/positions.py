@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.batch import Batch, Stream, empty_records
 from engine.config import SourceConfig
-from engine.errors import LostOffsets, RecreatedTopic
+from engine.errors import BrokerUnavailable, LostOffsets, RecreatedTopic
 from engine.protocols import Sink, Source
 
 log = logging.getLogger("headrace.positions")
@@ -91,6 +91,9 @@ class Positions:
                 f"{offset - end} offsets that were read are gone from the log",
                 hint="the log was truncated; restore it, or give the pipeline a new name and a new sink",
             )
+        if offset >= beginning:
+            # It is there by now: a replica caught up, or the log grew back. The shard takes itself up again.
+            raise BrokerUnavailable(f"{where}: the broker did not have offset {offset}, though the log does")
         count = beginning - offset
         lost = f"{where}: {count} offsets, {offset} to {beginning - 1}, are lost: the log starts at {beginning}"
         if self.config.on_lost_offsets == "stop":

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -161,10 +161,14 @@ class Processor:
             try:
                 if self._phase is not None:
                     self._phase("handler")
-                result = await self._handler.invoke(call)
+                # Each attempt is an invocation of its own, with its own request id and deadline.
+                result = await self._handler.invoke(replace(call, context=self._context()))
                 self._check(result, call)
                 rows = await self._output.align(result.rows, batch)
+                _check_failed_have_no_rows(result, rows)
             except Exception as error:
+                if isinstance(error, HeadraceError) and not isinstance(error, HandlerError):
+                    raise  # the sink's: no other attempt of the handler would mend it
                 failure = error
             else:
                 found = {fault.offset: Cause(fault.reason, attempts=attempt) for fault in result.faults}
@@ -236,16 +240,30 @@ class Processor:
         """``outcome`` without the rows that the sink refused; their records count as failed."""
         assert outcome.rows is not None
         if "_offset" not in outcome.rows.column_names:
-            return self._gave_up(batch, refusal, {}, 1)
+            return self._gave_up(batch, refusal, _causes_of(outcome), 1)
         offsets = outcome.rows.column("_offset").take(pa.array(refusal.rows)).to_pylist()
         reasons = dict(zip(offsets, refusal.reasons, strict=True))
         if self._stops:
             return await self._head(batch, {offset: Cause(why) for offset, why in reasons.items()}, stopping)
         keep = pc.invert(pc.is_in(outcome.rows.column("_offset"), pa.array(list(reasons), pa.int64())))
         causes = {offset: Cause(why, "RowRefused", 1) for offset, why in reasons.items()}
-        causes |= {old.offset: Cause(old.reason, old.error_type, old.attempts) for old in outcome.failures}
+        causes |= _causes_of(outcome)
         dropped = outcome.counts.dropped
         return Processed(self._outcome(batch, outcome.rows.filter(keep), causes, dropped))
+
+
+def _causes_of(outcome: Outcome) -> dict[int, Cause]:
+    return {old.offset: Cause(old.reason, old.error_type, old.attempts) for old in outcome.failures}
+
+
+def _check_failed_have_no_rows(result: Result, rows: pa.Table | None) -> None:
+    """A record that is reported will be sent again; what it already gave would then be there twice."""
+    if not result.faults or rows is None or "_offset" not in rows.column_names:
+        return
+    failed = pa.array([fault.offset for fault in result.faults], pa.int64())
+    both = rows.filter(pc.is_in(rows.column("_offset"), failed))
+    if both.num_rows:
+        raise HandlerError(f"the handler reported offset {both.column('_offset')[0]} and returned a row of it")
 
 
 def without(batch: Batch, causes: Mapping[int, object]) -> Batch:

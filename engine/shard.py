@@ -41,6 +41,8 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
             if not task.done():
                 task.cancel()
         await asyncio.wait({working, waiting})
+        if not working.cancelled() and (error := working.exception()) is not None and event.is_set():
+            log.debug("ended by %r while being stopped", error)
 
 
 class State(enum.StrEnum):
@@ -103,6 +105,7 @@ class Shard:
         self._read: int | None = None
         self._processed: int | None = None
         self._delivery: Delivery | None = None
+        self._has_failures = False  # among what is written and not committed
         self._records = self._batches = self._rows = self._commits = 0
         self._counts = Counts()
 
@@ -135,6 +138,10 @@ class Shard:
     @property
     def is_stopping(self) -> bool:
         return self._stopping.is_set()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for so long, but no longer than until the shard is asked to stop."""
+        await unless(self._stopping, self._tools.clock.sleep(seconds))
 
     def stop(self) -> None:
         """Ask the owner to finish the batch at hand, commit, and release."""
@@ -244,6 +251,8 @@ class Shard:
         assert batch.start == self._processed, f"{self.label}: {self._processed} is not followed by {batch.start}"
         try:
             done = await unless(self._abandoning, self._tools.processor.run(batch, self._stopping))
+            if done is not None:
+                done = await self._write(writer, batch, done)
         except Stopping:
             return False
         if done is None:
@@ -251,14 +260,12 @@ class Shard:
                 "%s: left offsets %d to %d, which were being handled", self.label, batch.start, batch.end - 1
             )
             return False
-        done = await self._write(writer, batch, done)
         outcome = done.outcome
         self._processed = outcome.end
         self._batches += 1
         self._rows += 0 if outcome.rows is None else outcome.rows.num_rows
         self._counts += outcome.counts
-        if outcome.failures and self._delivery is not None:
-            self._delivery.pending = True
+        self._has_failures = self._has_failures or bool(outcome.failures)
         log.debug(
             "%s: offsets %d to %d: %s, %d rows",
             *(self.label, outcome.start, outcome.end, outcome.counts),
@@ -269,15 +276,20 @@ class Shard:
             raise done.error
         return True
 
-    async def _write(self, writer: ShardWriter, batch: Batch, done: Processed) -> Processed:
-        if done.outcome.start == done.outcome.end:
-            return done
-        try:
-            await writer.write(done.outcome)
-        except RowsRefused as refusal:
-            done = await self._tools.processor.refused(batch, done.outcome, refusal, self._stopping)
-            if done.outcome.start < done.outcome.end:
+    async def _write(self, writer: ShardWriter, batch: Batch, done: Processed) -> Processed | None:
+        """What was written: ``done``, or less where the sink refused rows; None when that was abandoned."""
+        while done.outcome.start < done.outcome.end:
+            try:
                 await writer.write(done.outcome)
+            except RowsRefused as refusal:
+                # Each round leaves fewer rows, so this ends.
+                rest = self._tools.processor.refused(batch, done.outcome, refusal, self._stopping)
+                kept = await unless(self._abandoning, rest)
+                if kept is None:
+                    return None
+                done = kept
+            else:
+                break
         return done
 
     def _is_commit_due(self, writer: ShardWriter) -> bool:
@@ -302,6 +314,9 @@ class Shard:
         assert position >= self._position
         self._position = position
         self._commits += 1
+        if self._has_failures:
+            assert self._delivery is not None
+            self._delivery.pending, self._has_failures = True, False
         self._report(writer)
         self._tools.on_commit(self.partition, position)
 

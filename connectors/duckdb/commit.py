@@ -127,18 +127,28 @@ def commit_together(connection: duckdb.DuckDBPyConnection, commits: Sequence[Sha
             return
     else:
         for commit in commits:
-            commit.finish(_lost(commit) if commit in lost else None)
             if commit not in lost:
                 commit.phase("committed")
+            commit.finish(_lost(commit) if commit in lost else None)
         return
     for commit in commits:
         commit_together(connection, [commit])
 
 
+def conflicting(error: duckdb.Error) -> bool:
+    """Whether another connection's transaction was in the way: it wrote the same row, or the same first key.
+
+    The class does not tell: a COMMIT that finds the disk full raises TransactionException too.
+    """
+    kinds = (duckdb.TransactionException, duckdb.ConstraintException)
+    text = str(error).lower()
+    return isinstance(error, kinds) and ("conflict" in text or "primary key" in text)
+
+
 def unusable(error: duckdb.Error) -> bool:
     """Whether an error is about the file, and not about a shard or its rows: the connection has to go."""
-    kinds = (duckdb.IOException, duckdb.FatalException, duckdb.InternalException)
-    return isinstance(error, kinds) or "has been invalidated" in str(error)
+    kinds = (duckdb.IOException, duckdb.FatalException, duckdb.InternalException, duckdb.TransactionException)
+    return not conflicting(error) and (isinstance(error, kinds) or "has been invalidated" in str(error))
 
 
 def _transact(connection: duckdb.DuckDBPyConnection, commits: Sequence[ShardCommit]) -> list[ShardCommit]:
@@ -210,7 +220,7 @@ def _lost(commit: ShardCommit) -> ShardLost:
 
 def _error(commit: ShardCommit, error: duckdb.Error) -> HeadraceError:
     """What a shard that failed alone is told."""
-    if isinstance(error, duckdb.TransactionException):
+    if isinstance(error, duckdb.TransactionException) and conflicting(error):
         return _lost(commit)
     table = commit.target.table if commit.target is not None else "headrace.positions"
     span = f"offsets [{commit.start}, {commit.end}) of {commit.shard}"

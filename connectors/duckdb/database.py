@@ -19,7 +19,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import TypeVar
 import duckdb
 
 from connectors.duckdb import catalog
-from connectors.duckdb.commit import ShardCommit, commit_together, unusable
+from connectors.duckdb.commit import ShardCommit, commit_together, conflicting, unusable
 from engine.clock import SystemClock
 from engine.errors import HeadraceError, InternalError, ShardLost, SinkMismatch, SinkUnavailable
 from engine.protocols import Clock
@@ -48,7 +48,11 @@ _HOLDER = re.compile(r"Conflicting lock is held in (.*?) ?\(PID (\d+)\)")
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts since the file was opened. ``shards`` went through in ``transactions``, ``lost`` were fenced."""
+    """Counts since the file was opened: ``shards`` went through in ``transactions``, ``lost`` were fenced.
+
+    Shards that had to be tried alone count as one transaction together. ``reopened`` counts connections that
+    an error made unusable.
+    """
 
     transactions: int
     shards: int
@@ -141,6 +145,8 @@ class Database:
         if self._executor is None:
             commit.finish(SinkUnavailable(f"DuckDB file {self.path} is not open"))
             return
+        # Before anybody waits for it: whoever is told of a commit finds it counted.
+        commit.done.add_done_callback(self._count)
         with self._ready_lock:
             self._ready.append(commit)
         self._executor.submit(self._commit_ready)
@@ -261,12 +267,13 @@ class Database:
         try:
             with catalog.transaction(connection):
                 return call(connection)
-        except (duckdb.TransactionException, duckdb.ConstraintException) as error:
-            # A key conflict here is a first insert that another connection made at the same time.
-            raise ShardLost(f"DuckDB file {self.path}: another owner wrote at the same time: {error}") from error
         except (duckdb.CatalogException, duckdb.BinderException) as error:
             raise SinkMismatch(f"DuckDB file {self.path} has other tables than expected: {error}") from error
         except duckdb.Error as error:
+            if conflicting(error):
+                raise ShardLost(
+                    f"DuckDB file {self.path}: another owner wrote at the same time: {error}"
+                ) from error
             raise self._given_up(error) from error
 
     def _commit_ready(self) -> None:
@@ -274,6 +281,7 @@ class Database:
             commits, self._ready = self._ready, []
         if not commits:
             return
+        self._transactions += 1
         try:
             commit_together(self._connected(), commits)
         except duckdb.Error as error:
@@ -287,10 +295,11 @@ class Database:
             failure = InternalError("a commit was neither made nor refused")
         for commit in commits:
             commit.finish(failure)
-        self._transactions += 1
-        outcomes = [commit.done.result() for commit in commits]
-        self._shards += sum(outcome is None for outcome in outcomes)
-        self._lost += sum(isinstance(outcome, ShardLost) for outcome in outcomes)
+
+    def _count(self, done: Future[HeadraceError | None]) -> None:
+        with self._ready_lock:
+            self._shards += done.result() is None
+            self._lost += isinstance(done.result(), ShardLost)
 
     def _given_up(self, error: duckdb.Error) -> SinkUnavailable:
         """Close what cannot go on (the next call opens it again) and say why."""

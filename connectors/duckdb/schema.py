@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from engine.errors import ConfigError, DataError, SinkMismatch
+from engine.errors import ConfigError, DataError, InternalError, SinkMismatch
 
 #: The schema of headrace's own tables; no pipeline's table may live there.
 OWN_SCHEMA = "headrace"
@@ -146,8 +146,8 @@ def require_same(table: TableName, expected: Columns, found: Columns) -> None:
 def conform(table: TableName, rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """``rows`` with exactly the columns and types of ``schema``.
 
-    Raises SinkMismatch for missing and unknown columns and for types that do not go over into each other,
-    DataError for a value that its column cannot hold.
+    The engine gives rows of the schema that it adopted: missing and unknown columns, and types that do not go
+    over into each other, raise InternalError; a value that its column cannot hold raises DataError.
     """
     if rows.schema.equals(schema):
         return rows
@@ -156,7 +156,7 @@ def conform(table: TableName, rows: pa.Table, schema: pa.Schema) -> pa.Table:
     if missing or unknown:
         faults = [f"{name}: missing in the rows" for name in missing]
         faults += [f"{name}: not in the schema" for name in unknown]
-        raise SinkMismatch(
+        raise InternalError(
             "\n".join([f"rows for table {table} differ from its schema:", *(f"  {fault}" for fault in faults)])
         )
     columns = []
@@ -167,7 +167,7 @@ def conform(table: TableName, rows: pa.Table, schema: pa.Schema) -> pa.Table:
         except pa.ArrowInvalid as error:
             raise DataError(f"table {table}, column {field.name} ({field.type}): {error}") from error
         except pa.ArrowNotImplementedError as error:
-            raise SinkMismatch(
+            raise InternalError(
                 f"table {table}, column {field.name}: expected {field.type}, found {column.type} in the rows"
             ) from error
     return pa.table(columns, schema=schema)

@@ -231,7 +231,7 @@ class DuckDBShard:
         return self._pending_since + self._sink.commit_interval_max_seconds
 
     async def write(self, outcome: Outcome) -> None:
-        """Keep an outcome for the next commit. Raises RowsRefused, SinkMismatch or DataError and keeps nothing."""
+        """Keep an outcome for the next commit. RowsRefused, DataError and SinkMismatch leave it out whole."""
         await self._settle()
         if self._end is not None and outcome.start != self._end:
             raise InternalError(f"{self._shard}: [{outcome.start}, {outcome.end}) does not follow {self._end}")

@@ -26,6 +26,14 @@ log = logging.getLogger("headrace.kafka")
 #: An idle shard's long poll; shards of one broker share a connection, where polls wait for each other.
 FETCH_WAIT_MS_MAX = 100
 
+#: What no retry mends.
+REFUSALS = (
+    errors.TopicAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
+    errors.AuthenticationFailedError,
+)
+
 #: The time above the drain deadline that a member has to rejoin the group in.
 REJOIN_SECONDS = 10.0
 
@@ -95,7 +103,7 @@ class KafkaSource:
         self._consumer = consumer
         # A member whose shards are all busy or held back calls no getmany, and would be made to leave.
         self._held.enter_context(consumer._subscription.fetch_context())
-        self._listener = _Listener(self._topic, consumer, listener, self._next)
+        self._listener = _Listener(self._group_id, consumer, listener, self._next)
         consumer.subscribe([self._topic], listener=self._listener)
 
     async def leave(self) -> None:
@@ -156,7 +164,7 @@ class KafkaSource:
         except errors.RecordTooLargeError as error:
             # aiokafka has already stepped over the record: going on would lose it.
             raise InternalError(f"{self._topic}-{partition} at offset {start}: {error}") from None
-        except (errors.AuthorizationError, errors.AuthenticationFailedError) as error:
+        except REFUSALS as error:
             raise ExternalError(f"{self._topic}-{partition}: {type(error).__name__}: {error}") from None
         except errors.KafkaError as error:
             raise BrokerUnavailable(f"{self._topic}-{partition}: {type(error).__name__}: {error}") from None
@@ -199,9 +207,9 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     """Hands aiokafka's callbacks on. What it raises would be swallowed, so errors are logged here."""
 
     def __init__(
-        self, topic: str, consumer: AIOKafkaConsumer, listener: ShardListener, positions: dict[int, int]
+        self, name: str, consumer: AIOKafkaConsumer, listener: ShardListener, positions: dict[int, int]
     ) -> None:
-        self._topic = topic
+        self._name = name
         self._consumer = consumer
         self._listener = listener
         self._positions = positions
@@ -219,10 +227,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
             # Paused before anything can be fetched from the group offset, which decides nothing.
             self._consumer.pause(*assigned)
             self._owned = frozenset(shard.partition for shard in assigned)
-            log.info("%s: assigned %s", self._topic, sorted(self._owned) or "no partition")
+            log.info("%s: assigned partitions %s", self._name, sorted(self._owned))
             await self._listener.assigned(self._owned)
         except Exception:
-            log.exception("%s: an assignment failed", self._topic)
+            log.exception("%s: an assignment failed", self._name)
 
     async def leave(self) -> None:
         self._leaving = True
@@ -233,6 +241,6 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             await self._listener.revoked(owned)
         except Exception:
-            log.exception("%s: a revocation failed", self._topic)
+            log.exception("%s: a revocation failed", self._name)
         for partition in owned:
             self._positions.pop(partition, None)

@@ -88,6 +88,7 @@ class ParquetSink:
         self._lock = threading.Lock()  # over what follows; calls come from many threads
         self._directories = Directories(self._filesystem, path)
         self._identity_files = IdentityFiles(self._filesystem, path, self._directories)
+        self._writers: set[ParquetShardWriter] = set()
         self._rows: tuple[pa.Schema, RowSchema] | None = None
 
     async def open(self, stream: Stream) -> None:
@@ -107,10 +108,13 @@ class ParquetSink:
         return await asyncio.to_thread(self._position, partition)
 
     async def acquire(self, partition: int) -> ParquetShardWriter:
+        """Take a shard over. Raises ShardLost when another owner takes it before this one has recovered it."""
         return await asyncio.to_thread(self._acquire, partition)
 
     async def close(self) -> None:
-        """Nothing is held open between calls; shards are let go by their writers' `release`."""
+        """Let go of the shards that were not released."""
+        for writer in list(self._writers):
+            await writer.release()
 
     @property
     def _identity(self) -> Identity:
@@ -179,7 +183,9 @@ class ParquetSink:
                 )
             log = self._log(self._identity, partition)
             log.acquire()
-        return ParquetShardWriter(log, self._clock, self._options, self._row_schema)
+        writer = ParquetShardWriter(log, self._clock, self._options, self._row_schema, self._writers.discard)
+        self._writers.add(writer)
+        return writer
 
     def _log(self, identity: Identity, partition: int) -> ShardLog:
         return ShardLog(

@@ -113,11 +113,13 @@ class ParquetShardWriter:
         clock: Clock,
         options: WriterOptions,
         row_schema: Callable[[pa.Schema], RowSchema],
+        released: Callable[[ParquetShardWriter], None],
     ) -> None:
         self._log = log
         self._clock = clock
         self._options = options
         self._row_schema = row_schema
+        self._on_release = released
         self._failures = FailureFiles(log.filesystem, log.layout.failures, log.temporary)
         self._pending: _Pending | None = None
         self._broken: Exception | None = None
@@ -318,6 +320,7 @@ class ParquetShardWriter:
     def _release(self) -> None:
         with self._lock:
             self._released = True
+            self._on_release(self)
             pending, self._pending = self._pending, None
             # Once a commit has begun its files may be committed, whatever it raised: recovery knows.
             if pending is None or pending.committing:

@@ -105,10 +105,13 @@ class _Shared:
         return self.databases[path]
 
 
-def build_runtime(config: Config, *, bootstrap: str | None = None, until_caught_up: bool = False) -> Runtime:
+def build_runtime(
+    config: Config, *, bootstrap: str | None = None, until_caught_up: bool = False, phase: Phase | None = None
+) -> Runtime:
     """Every enabled pipeline of ``config``. Raises ConfigError with the faults of all of them.
 
-    Imports the users' handlers; reaches neither broker nor sinks.
+    Imports the users' handlers; reaches neither broker nor sinks. ``phase`` hears the name of each step of the
+    work, in whatever thread takes it; without one, HEADRACE_PHASE_LOG may name a file to write them to.
     """
     writes_duckdb = any(isinstance(pipeline.sink, DuckDBSinkConfig) for pipeline in config.pipelines.values())
     records_share = 1.0 - DUCKDB_SHARE if writes_duckdb else 1.0
@@ -118,7 +121,7 @@ def build_runtime(config: Config, *, bootstrap: str | None = None, until_caught_
         clock=SystemClock(),
         executor=ThreadPoolExecutor(config.engine.handler_threads_max, thread_name_prefix="headrace-decode"),
         budget=ByteBudget(int(config.engine.memory_bytes_max * records_share)),
-        phase=phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
+        phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
     )
     pipelines = []
     faults = []

@@ -35,9 +35,10 @@ def per_minute_of(
     ``view_events``: the events that are views. ``conversion_events``: the events that are conversions; a view of
     one of ``conversion_pages`` is one too. The other settings, and the faults, are `page_events_of`'s.
 
-    Rows, one for each minute and page of the batch: ``_partition``, ``_offset_first``, ``_offset_last`` (the offsets
-    of the first and the last event counted in the row), ``minute`` (timestamp[us, UTC], its start), ``page``,
-    ``events``, ``views``, ``conversions`` and ``revenue`` (DECIMAL(38,4): the prices of conversions). Needs the trace columns.
+    Rows, one for each minute and page of the batch: ``_partition``, ``_offset_first``, ``_offset_last`` (offsets of
+    the first and the last event counted in the row), ``minute`` (timestamp[us, UTC], its start), ``page``,
+    ``events``, ``views``, ``conversions`` and ``revenue`` (DECIMAL(38,4): the prices of conversions). Needs the
+    trace columns.
     """
     how = reading(columns=columns, time_unit=time_unit, default_event=default_event, urls=urls)
     views, events, pages = (

@@ -37,8 +37,8 @@ decoding is the engine's, which is strict about what JSON is.
 
 ``{"op": "u", "before": {"id": 7, "email": "a@x"}, "after": {"id": 7, "email": "b@x", "credit": "10.50"}, "source":
 {"lsn": 42}}`` becomes the row ``id=7, email="b@x", credit=10.50, _order=42, _deleted=False`` after its trace
-columns; ``{"op": "d", "before": {"id": 7}, "after": null, "source": {"lsn": 43}}`` becomes ``id=7, email=None, credit=None,
-_order=43, _deleted=True``.
+columns; ``{"op": "d", "before": {"id": 7}, "after": null, "source": {"lsn": 43}}`` becomes ``id=7, email=None,
+credit=None, _order=43, _deleted=True``.
 """
 
 from __future__ import annotations

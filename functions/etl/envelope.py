@@ -221,7 +221,8 @@ def _refused(plan: Plan) -> str:
         )
     if plan.shape == "debezium":
         whens.append(
-            "WHEN old_key IS DISTINCT FROM new_key AND old_key IS NOT NULL THEN 'the update changes its key from ' ||"
-            " CAST(old_key AS VARCHAR) || ' to ' || CAST(new_key AS VARCHAR) || '; a delete and a create do that'"
+            "WHEN old_key IS DISTINCT FROM new_key AND old_key IS NOT NULL"
+            " THEN 'the update changes its key from ' || CAST(old_key AS VARCHAR)"
+            " || ' to ' || CAST(new_key AS VARCHAR) || '; a delete and a create do that'"
         )
     return f"CASE {' '.join(whens)} END"

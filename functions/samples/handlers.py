@@ -2,9 +2,9 @@
 
 The runways go through `functions.etl.runways`, the access log through `functions.log_filter`.
 
-The msnbc page views have no clock of their own: ``made_up_time`` was made up, so only the order of one visitor's pages
-is real. The set knows no purchases either: here a view of a page of the category ``travel`` counts as a conversion,
-as if the site lived from bookings.
+The msnbc page views have no clock of their own: ``made_up_time`` was made up, so only the order of one visitor's
+pages is real. The set knows no purchases either: here a view of a page of the category ``travel`` counts as a
+conversion, as if the site lived from bookings.
 
     [pipelines.clicks.schema]
     format = "json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -61,7 +60,7 @@ asyncio.run(main())
 
 # A process that fills its disk (a limit on the size of files) and then gets room again.
 FULL_DISK = """
-import asyncio, resource, signal, sys
+import asyncio, random, resource, signal, sys
 import pyarrow as pa
 from connectors.duckdb import Database, DuckDBSink
 from engine.batch import Stream
@@ -79,7 +78,8 @@ async def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, resource.RLIM_INFINITY))
     try:
         while True:
-            rows = pa.table({"id": list(range(start, start + 1000)), "text": [f"{i * 7919:0500d}" for i in range(1000)]})
+            text = [random.randbytes(250).hex() for _ in range(1000)]
+            rows = pa.table({"id": list(range(start, start + 1000)), "text": text})
             await shard.write(Outcome(start, start + 1000, rows, Counts(handled=1000)))
             start = await shard.commit()
     except SinkUnavailable as error:
@@ -136,7 +136,7 @@ async def test_a_standby_takes_over_within_two_seconds(tmp_path: Path, caplog: p
     assert writer.stdout is not None
     assert writer.stdin is not None
     try:
-        await asyncio.to_thread(writer.stdout.readline)
+        first = await asyncio.to_thread(writer.stdout.readline)
         waiting = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -156,7 +156,7 @@ async def test_a_standby_takes_over_within_two_seconds(tmp_path: Path, caplog: p
             await opening
         assert time.monotonic() - killed < 2.0
         logging.getLogger("connectors.duckdb").removeHandler(handler)
-        said = [int(line) for line in (await asyncio.to_thread(writer.stdout.read)).split()]
+        said = [int(line) for line in (first + await asyncio.to_thread(writer.stdout.read)).split()]
         assert f"is held by process {writer.pid}" in caplog.text
         shard = await sink.acquire(0)
         assert shard.position in (said[-1], said[-1] + 10)
@@ -248,9 +248,8 @@ async def test_a_cancelled_wait_leaves_nothing(tmp_path: Path) -> None:
     """A standby that is told to stop lets go; the same Database opens later."""
     path = tmp_path / "out.db"
     database = Database(path)
-    with held(path):
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(database.open(), 0.2)
+    with held(path), pytest.raises(TimeoutError):
+        await asyncio.wait_for(database.open(), 0.2)
     await asyncio.wait_for(database.open(), 10)
     await database.close()
 
@@ -335,5 +334,5 @@ async def test_too_little_memory_is_said(tmp_path: Path) -> None:
 
 def test_one_file_by_two_paths_is_one_path(tmp_path: Path) -> None:
     """A symbolic link does not make a second owner of the same file."""
-    os.symlink(tmp_path, tmp_path / "link")
+    (tmp_path / "link").symlink_to(tmp_path)
     assert Database(tmp_path / "link" / "out.db").path == Database(tmp_path / "out.db").path

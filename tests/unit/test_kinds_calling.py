@@ -234,7 +234,9 @@ async def test_abandoned_threads_are_bounded_and_recovered_from() -> None:
         if held == 0:
             assert await call(made, False) == "done"
     before = len(calls)
-    with pytest.raises(TimedOut, match="was not called: its 2 threads are all held by earlier calls that have not returned"):
+    with pytest.raises(
+        TimedOut, match="was not called: its 2 threads are all held by earlier calls that have not returned"
+    ):
         await call(made, False)
     assert len(calls) == before
     hang.set()
@@ -322,7 +324,7 @@ async def test_no_more_calls_than_allowed_run_at_once(asynchronous: bool) -> Non
     """Twenty calls through three places: three run at once, and all get their turn."""
     lock = threading.Lock()
     running = most = 0
-    together = threading.Barrier(3, timeout=20)
+    together, meeting = threading.Barrier(3, timeout=20), asyncio.Barrier(3)
 
     def enter() -> None:
         nonlocal running, most
@@ -344,8 +346,8 @@ async def test_no_more_calls_than_allowed_run_at_once(asynchronous: bool) -> Non
 
     async def coroutine(number: int) -> int:
         enter()
-        for _ in range(5):
-            await asyncio.sleep(0)
+        if number < 3:
+            await meeting.wait()
         leave()
         return number
 

@@ -13,6 +13,8 @@ from engine.errors import ExternalError
 FREE_MEGABYTES_MIN = 256
 """Two log segments of 128 MB: with less, Kafka starts and then stops in the middle of somebody's work."""
 
+ELSEWHERE = "choose another place: --data DIR for its data, XDG_CACHE_HOME for its jars"
+
 DiskFree = Callable[[Path], int]
 """Free bytes on the disk that holds a directory."""
 
@@ -23,11 +25,10 @@ def disk_free(directory: Path) -> int:
 
 def full(directory: Path, free_bytes: int | None = None) -> ExternalError:
     """The one line for a disk without room."""
-    left = "" if free_bytes is None else f", {free_bytes // 1024**2} MB are left"
-    return ExternalError(
-        f"the disk that holds {directory} is full: the broker needs {FREE_MEGABYTES_MIN} MB{left}",
-        hint="free some space, or choose another directory with --data",
-    )
+    room = ""
+    if free_bytes is not None:
+        room = f": the broker needs {FREE_MEGABYTES_MIN} MB, {free_bytes // 1024**2} MB are left"
+    return ExternalError(f"the disk that holds {directory} is full{room}", hint=f"free some space, or {ELSEWHERE}")
 
 
 @contextmanager
@@ -42,6 +43,6 @@ def disk_errors(directory: Path) -> Iterator[None]:
             where = error.filename or directory
             raise ExternalError(
                 f"{where} cannot be written: {error.strerror}",
-                hint="choose another directory with --data, or set XDG_DATA_HOME and XDG_CACHE_HOME",
+                hint=ELSEWHERE,
             ) from error
         raise

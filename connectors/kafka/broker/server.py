@@ -29,6 +29,7 @@ from engine.errors import BrokerUnavailable, ExternalError, HeadraceError, UserE
 START_SECONDS_MAX = 60.0
 FORMAT_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.03
+LOG_LINES_SHOWN = 12
 PORT_ATTEMPTS_MAX = 3
 TERMINATED = 128 + signal.SIGTERM
 
@@ -245,7 +246,9 @@ class Broker:
     def _failure(self, what: str) -> HeadraceError:
         if self._log_says("No space left on device", "Disk quota exceeded"):
             return full(self.data)
-        lines = [*tail(self._console), *tail(self.log, start=self._log_start)]
+        lines = [*tail(self._console, lines_max=400), *tail(self.log, start=self._log_start, lines_max=400)]
+        # Java says the cause first and then dozens of frames, which would push it out of what is shown.
+        lines = [line for line in lines if line.strip() and not line.startswith("\t")][-LOG_LINES_SHOWN:]
         shown = "".join(f"\n  | {line}" for line in lines) or " (it wrote nothing)"
         return BrokerUnavailable(
             f"{what}; its last lines:{shown}", hint=f"all of it: {self.log} and {self._console}"

@@ -38,6 +38,9 @@ TUNING: Mapping[str, str] = {
     # Groups: no wait for members that will not come, and sessions short enough for tests of lost members.
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
+    # A killed broker is registered until its session ends, and only then may start again: 9 s by default.
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "500",
     # One node holds everything, so internal topics have one replica; few partitions keep a first start short.
     "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "4",
