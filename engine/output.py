@@ -53,6 +53,7 @@ class Output:
         if rows is None or len(rows) == 0:
             return None
         table = rows if isinstance(rows, pa.Table) else self._from_dicts(rows)
+        _check_names(table.column_names)
         if self._trace:
             table = with_trace(table, batch)
         if self._schema is None:
@@ -89,7 +90,7 @@ def with_trace(table: pa.Table, batch: Batch) -> pa.Table:
     count = table.num_rows
     timestamps = batch.records.column("timestamp")
     if "_offset" in table.column_names:
-        offsets = table.column("_offset").cast(pa.int64())
+        offsets = _offsets(table)
         if offsets.null_count:
             raise HandlerError(
                 "returned rows of which some have _offset and some have not; give it to all or to none"
@@ -117,6 +118,24 @@ def with_trace(table: pa.Table, batch: Batch) -> pa.Table:
     return table
 
 
+def _offsets(table: pa.Table) -> pa.ChunkedArray:
+    column = table.column("_offset")
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowException as error:
+        raise HandlerError(f"returned _offset as {column.type}; it has to be the record's: {error}") from None
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names:
+        raise HandlerError("returned rows without any column")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise HandlerError(f"returned two columns {name!r}; give each a name of its own")
+        seen.add(name)
+
+
 def conform(table: pa.Table, schema: pa.Schema, *, fill: bool) -> pa.Table:
     """``table`` with the columns of ``schema``, in its order and types, nothing lost on the way.
 
@@ -125,6 +144,12 @@ def conform(table: pa.Table, schema: pa.Schema, *, fill: bool) -> pa.Table:
     """
     names = set(schema.names)
     unknown = [name for name in table.column_names if name not in names]
+    if unknown and unknown[0] in {**RECORD_TRACE, **BATCH_TRACE} and "_offset" in {*names, unknown[0]}:
+        had, has = ("had no", "have an") if unknown[0] == "_offset" else ("had an", "have no")
+        raise HandlerError(
+            f"returned rows that {has} _offset, while the rows before them {had} _offset",
+            hint="name the record of every row by its _offset, or of none",
+        )
     if unknown:
         near = difflib.get_close_matches(unknown[0], schema.names, n=1)
         guess = f"; did you mean {near[0]!r}?" if near else ""
@@ -142,7 +167,7 @@ def conform(table: pa.Table, schema: pa.Schema, *, fill: bool) -> pa.Table:
         column = table.column(field.name)
         try:
             columns.append(column if column.type == field.type else column.cast(field.type, safe=True))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             raise HandlerError(
                 f"returned {field.name!r} as {column.type}, which does not fit {field.type}: {error}"
             ) from None
@@ -150,12 +175,15 @@ def conform(table: pa.Table, schema: pa.Schema, *, fill: bool) -> pa.Table:
 
 
 def _fixed(schema: pa.Schema) -> pa.Schema:
-    """A first output's schema, fit to be kept: a column of nothing but nulls is taken as text."""
-    return pa.schema(
-        [
-            pa.field(
-                field.name, pa.string() if pa.types.is_null(field.type) else field.type, metadata=field.metadata
-            )
-            for field in schema
-        ]
-    )
+    """A first output's schema, fit to be kept: what is nothing but nulls is taken as text, also inside of others."""
+    return pa.schema([pa.field(field.name, _known(field.type), metadata=field.metadata) for field in schema])
+
+
+def _known(given: pa.DataType) -> pa.DataType:
+    if pa.types.is_null(given):
+        return pa.string()
+    if pa.types.is_list(given):
+        return pa.list_(_known(given.value_type))
+    if pa.types.is_struct(given):
+        return pa.struct([pa.field(field.name, _known(field.type), metadata=field.metadata) for field in given])
+    return given

@@ -47,6 +47,7 @@ class MemoryStore:
 
     pipeline: str | None = None
     stream: Stream | None = None
+    topic_ids: list[str] = field(default_factory=list)  #: of every incarnation of the topic, oldest first
     partitions_at_start: int = 0
     schemas: dict[str, pa.Schema] = field(default_factory=dict)
     shards: dict[tuple[str, int], StoredShard] = field(default_factory=dict)
@@ -104,6 +105,7 @@ class MemorySink:
             self.store.pipeline = self._pipeline
             self.store.partitions_at_start = stream.partitions
             self.store.stream = stream
+            self.store.topic_ids.append(stream.topic_id)
         self._stream = stream
 
     @property
@@ -157,7 +159,8 @@ class MemorySink:
                 f"the sink belongs to pipeline {theirs[0]!r}, cluster {theirs[1]}, topic {theirs[2]!r}; "
                 f"this is pipeline {ours[0]!r}, cluster {ours[1]}, topic {ours[2]!r}"
             )
-        if known.topic_id != stream.topic_id and self._on_recreated_topic == "stop":
+        is_new = stream.topic_id not in self.store.topic_ids
+        if known.topic_id != stream.topic_id and not (is_new and self._on_recreated_topic == "restart"):
             raise RecreatedTopic(
                 f"the sink holds topic {known.topic!r} with the id {known.topic_id}; it has {stream.topic_id} now",
                 hint='set source.on_recreated_topic = "restart" to read the new topic from its start',

@@ -220,8 +220,10 @@ def _refused(plan: Plan) -> str:
             f"WHEN ordered IS NULL THEN {what} {literal(f'{plan.order}: the place in the order is missing')})"
         )
     if plan.shape == "debezium":
+        # Old images may be partial: what they do not say has not changed.
+        moved = " OR ".join(f"old_key[{n}] <> coalesce(new_key[{n}], '')" for n in range(1, len(plan.key) + 1))
         whens.append(
-            "WHEN old_key IS DISTINCT FROM new_key AND old_key IS NOT NULL"
+            f"WHEN {moved}"
             " THEN 'the update changes its key from ' || CAST(old_key AS VARCHAR)"
             " || ' to ' || CAST(new_key AS VARCHAR) || '; a delete and a create do that'"
         )

@@ -73,7 +73,7 @@ async def work(sink: ParquetSink) -> int:
 
 def offsets(disk: Disk) -> list[int]:
     found = []
-    for path, data in disk.files(ROOT).items():
+    for path, data in disk.files(ROOT.parent).items():
         if path.suffix == ".parquet":
             found += pq.read_table(pa.BufferReader(data)).column("_offset").to_pylist()
     return sorted(found)

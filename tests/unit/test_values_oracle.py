@@ -6,7 +6,6 @@ import re
 import struct
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from fractions import Fraction
 
 import duckdb
 import pyarrow as pa
@@ -32,8 +31,15 @@ class Number(str):
         return re.fullmatch(r"-?\d+", self) is not None
 
     @property
-    def exact(self) -> Fraction:
-        return Fraction(self)
+    def exact(self) -> tuple[bool, str, int]:
+        """Sign, digits without zeros at the ends, and exponent: the value, without working it out."""
+        sign, whole, fraction, exponent = re.fullmatch(r"(-?)(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?", self).groups(
+            default=""
+        )
+        written = whole + fraction
+        digits = written.strip("0")
+        power = int(exponent or 0) - len(fraction) + len(written) - len(written.rstrip("0"))
+        return (sign == "-", digits, power) if digits else (False, "", 0)
 
 
 class BadError(Exception):
@@ -174,9 +180,10 @@ def oracle_number(value, name):
         except OverflowError:
             return FAULT
     digits, scale = map(int, name[8:-1].split(","))
-    shifted = value.exact * 10**scale
-    fits = shifted.denominator == 1 and abs(shifted) < 10**digits
-    return Decimal(value) if fits else FAULT
+    negative, figures, power = value.exact
+    if figures and (power < -scale or len(figures) + power > digits - scale):
+        return FAULT
+    return Decimal(f"{'-' if negative else ''}{figures or 0}e{power}")
 
 
 NAMES = ["a", "b", "c", "é", '"', ""]
@@ -191,11 +198,50 @@ EDGES = [
 numbers = st.one_of(
     st.sampled_from([edge.strip() for edge in EDGES]),
     st.sampled_from(
-        "0 -0 -0.0 1.7 1.0 1e3 1E+2 1e400 -1e400 1e-400 5e-324 1.2e-323 2.2250738585072011e-308 1e-0 0e400 0E+9999 "
-        "1e39 3.4028235677973366e38 3.4028236e38 1e15 1e16 1e22 1e23 123456789012345678901234567890 0.1 1.255 1.500 "
-        "1.000000000000000005 9999999.99 9999999.999 10000000 0.1000000000000000055511151231257827 "
-        "1e-99999999999999999999 0e-99999999999999999999 -62135596800000 -62135596800001 253402300799999 "
-        "253402300800000 1700000000000 1700000000000000 12345678901234567e-25 123456789012345e-130".split()
+        [
+            "0",
+            "-0",
+            "-0.0",
+            "1.7",
+            "1.0",
+            "1e3",
+            "1E+2",
+            "1e400",
+            "-1e400",
+            "1e-400",
+            "5e-324",
+            "1.2e-323",
+            "2.2250738585072011e-308",
+            "1e-0",
+            "0e400",
+            "0E+9999",
+            "1e39",
+            "3.4028235677973366e38",
+            "3.4028236e38",
+            "1e15",
+            "1e16",
+            "1e22",
+            "1e23",
+            "123456789012345678901234567890",
+            "0.1",
+            "1.255",
+            "1.500",
+            "1.000000000000000005",
+            "9999999.99",
+            "9999999.999",
+            "10000000",
+            "0.1000000000000000055511151231257827",
+            "1e-99999999999999999999",
+            "0e-99999999999999999999",
+            "-62135596800000",
+            "-62135596800001",
+            "253402300799999",
+            "253402300800000",
+            "1700000000000",
+            "1700000000000000",
+            "12345678901234567e-25",
+            "123456789012345e-130",
+        ]
     ),
     st.integers().map(str),
     st.integers(-(2**70), 2**70).map(str),
@@ -209,9 +255,24 @@ stamps = st.one_of(
     st.builds(lambda when, zone: when.isoformat()[:16] + zone, st.datetimes(), zones),
     st.builds(lambda when, zone: when.isoformat(timespec="milliseconds") + zone, st.datetimes(), zones),
     st.sampled_from(
-        "0000-01-01T00:00:00 0001-01-01T00:00:00+00:01 9999-12-31T23:59:59-00:01 2024-02-30T00:00:00Z "
-        "2024-01-01T24:00:00Z 2024-01-01T00:00:60Z 2024-13-01T00:00 2024-01-01 0000-01-01 2023-02-29 "
-        "2024-01-01T00:00:00.1234567Z 2024-1-1 20240101 2024-W01-1 2024-01-01T00 ２０２４-01-01".split()
+        [
+            "0000-01-01T00:00:00",
+            "0001-01-01T00:00:00+00:01",
+            "9999-12-31T23:59:59-00:01",
+            "2024-02-30T00:00:00Z",
+            "2024-01-01T24:00:00Z",
+            "2024-01-01T00:00:60Z",
+            "2024-13-01T00:00",
+            "2024-01-01",
+            "0000-01-01",
+            "2023-02-29",
+            "2024-01-01T00:00:00.1234567Z",
+            "2024-1-1",
+            "20240101",
+            "2024-W01-1",
+            "2024-01-01T00",
+            "２０２４-01-01",
+        ]
     ),
     st.dates().map(str),
     st.just("2024-01-01\n"),
@@ -290,13 +351,13 @@ def compare(row: dict[str, object], value: dict[str, object], columns: dict[str,
         assert same_json(row["_rest"], unknown)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     values=st.lists(records, min_size=1, max_size=8),
     columns=st.dictionaries(st.sampled_from([name for name in NAMES if name]), st.sampled_from(TYPES), max_size=5),
 )
 def test_oracle(values: list[bytes], columns: dict[str, str]) -> None:
-    """Whatever the records and the columns: each record is the oracle's row, or alone a fault where the oracle says so."""
+    """Whatever the records and the columns: each record is the oracle's row or, alone, a fault."""
     decoded = JsonDecoder(columns, rest=True).decode(batch_of(values))
     documents = [oracle_document(raw) for raw in values]
     good = [
@@ -311,10 +372,10 @@ def test_oracle(values: list[bytes], columns: dict[str, str]) -> None:
         compare(row, documents[offset], columns)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(values=st.lists(objects, min_size=1, max_size=5))
 def test_repeated_members_are_proven_absent(values: list[bytes]) -> None:
-    """The count that proves that no member stands twice agrees with the exact check, on names and strings made to fool it."""
+    """The count that proves that no member stands twice agrees with the exact check, whatever the strings."""
     documents = parse(pa.array(values, pa.binary()), 10**9, {})
     for row, raw in enumerate(values):
         reason = documents.wrong.get(row)
