@@ -175,7 +175,7 @@ def conform(table: pa.Table, schema: pa.Schema, *, fill: bool) -> pa.Table:
 
 
 def _fixed(schema: pa.Schema) -> pa.Schema:
-    """A first output's schema, fit to be kept: what is nothing but nulls is taken as text, also inside of others."""
+    """A first output's schema, fit to be kept: what is nothing but nulls is taken as text, nested too."""
     return pa.schema([pa.field(field.name, _known(field.type), metadata=field.metadata) for field in schema])
 
 

@@ -86,7 +86,8 @@ class MemoryGroup:
 
     async def _remove(self, member: Member) -> None:
         member.gone.set()
-        if self._members.pop(member, member) is None:
+        if member in self._members:
+            del self._members[member]
             self.rebalance()
         if not self._members and self._coordinator is not None:
             coordinator, self._coordinator = self._coordinator, None

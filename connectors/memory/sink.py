@@ -132,12 +132,10 @@ class MemorySink:
         self._stream = None
 
     def take(self, rows: pa.Table) -> pa.Table:
-        """``rows``, checked against the durable schema. Raises SinkMismatch or RowsRefused."""
+        """``rows``, checked against the durable schema. Raises InternalError or RowsRefused."""
         schema = self.store.schemas.setdefault(ROWS, rows.schema.remove_metadata())
         if not rows.schema.equals(schema):
-            raise SinkMismatch(
-                f"the sink of {self._pipeline} has the columns {schema.names}, not {rows.schema.names}"
-            )
+            raise InternalError(f"the sink of {self._pipeline} has the columns {schema}, not {rows.schema}")
         refused = self._refuses(rows) if self._refuses is not None else {}
         if refused:
             raise RowsRefused(list(refused), list(refused.values()))
@@ -197,8 +195,10 @@ class MemoryShardWriter:
         return self._since + self._sink.commit_interval_max_seconds
 
     async def write(self, outcome: Outcome) -> None:
+        """Keep an outcome for the next commit, which is where another owner is noticed, as in the durable sinks."""
         await self._sink.store.take_step("write")
-        self._require_owned()
+        if self._owner is None:
+            raise ShardLost(f"shard {self._partition}: released")
         if self._end is not None and outcome.start != self._end:
             raise InternalError(
                 f"shard {self._partition}: [{outcome.start}, {outcome.end}) does not follow {self._end}"

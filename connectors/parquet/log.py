@@ -219,7 +219,7 @@ class ShardLog:
 
     @contextlib.contextmanager
     def _noticing_loss(self) -> Iterator[None]:
-        """A staged file is gone where a later owner cleared it away: that is a lost shard and no fault of the disk."""
+        """A staged file that is gone was cleared away by a later owner: a lost shard, no fault of the disk."""
         try:
             yield
         except FileNotFoundError as error:

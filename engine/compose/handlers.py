@@ -46,7 +46,7 @@ def build_handler(
     schema: pa.Schema | None = None,
     memory_bytes_max: int | None = None,
 ) -> Handler:
-    """A handler of ``kind``; imports the user's module, so it may take as long as that does.
+    """A handler of ``kind``. Imports the user's module, so it may block: not to be called on a running loop.
 
     ``handler`` ("module.function") is for all kinds but ``sql``, which takes ``query``. ``concurrency_max``
     bounds the calls under way at once, and the threads they run in. ``function_name`` names the function's

@@ -154,7 +154,9 @@ def _prices(values: pa.Array, refusals: Refusals) -> pa.Array:
         sane = pc.and_(pc.is_finite(values), pc.less(pc.abs(values), 1e14))
         prices = pc.cast(pc.if_else(sane, values, pa.scalar(None, values.type)), PRICE)
     elif pa.types.is_integer(values.type) or pa.types.is_decimal(values.type):
-        prices = cast_or_null(values, PRICE)
+        # Arrow asks for room for all 19 digits of an int64 first.
+        wide = pc.cast(values, pa.decimal128(38, 4)) if pa.types.is_integer(values.type) else values
+        prices = cast_or_null(wide, PRICE)
     else:
         given = _cleaned(values)
         plain = pc.if_else(pc.match_substring_regex(given, PRICE_TEXT), given, pa.scalar(None, pa.string()))

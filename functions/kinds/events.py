@@ -104,7 +104,7 @@ def read_response(label: str, response: object) -> Result:
     if isinstance(response, dict) and "rows" in response:
         rows = _rows(label, response["rows"])
         rest = {name: value for name, value in response.items() if name != "rows"}
-    if rest:
+    if not (isinstance(rest, dict | list) and len(rest) == 0):
         _check_json(label, rest)
     return Result(rows=rows)
 

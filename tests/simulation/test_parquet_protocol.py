@@ -149,7 +149,7 @@ VARIANTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_protocol_broken_in_one_place_is_caught(name: str) -> None:
-    """Each variant of the protocol that leaves out one rule violates an invariant within a few hundred schedules."""
+    """Each variant of the protocol that leaves out one rule violates an invariant within some hundred schedules."""
     for seed in range(EXAMPLES_MAX):
         try:
             World(seed, VARIANTS[name]).run(random_schedule(seed))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import gzip
+import itertools
 import json
 import os
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 from engine.context import Context
 from engine.errors import ConfigError, HandlerError
 from functions import samples
-from functions.clickstream import page_events, page_events_of, per_minute, per_minute_of, queries
+from functions.clickstream import page_events, page_events_of, per_minute, queries
 from functions.samples import handlers
 
 DATA = Path(os.environ.get("HEADRACE_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -199,7 +201,7 @@ def test_counts_add_up_wherever_the_stream_is_cut(events: list[tuple[int, str, s
         cell[3] += Decimal(price) if name == "purchase" else 0
     found: dict[tuple[int, str], list[Any]] = defaultdict(lambda: [0, 0, 0, Decimal(0)])
     edges = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         time, page, name, price = zip(*events[start:end], strict=True)
         columns = {"time": time, "user": ["u"] * len(time), "page": page, "event": name, "price": price}
         rows = per_minute(traced(columns, start), CONTEXT).rows
@@ -223,6 +225,14 @@ def test_visits_split_after_more_than_the_gap() -> None:
     assert found == [("a", 1, 2, 2), ("a", 2, 2, 1), ("b", 1, 1, 1)]
     starts = duckdb.sql(f"SELECT epoch_ms(minute), visits FROM ({queries.visits_per_minute('events')})").fetchall()
     assert starts == [(0, 2), (60 * minute, 1)]
+
+
+def cells(query: str, **tables: pa.Table) -> list[tuple[Any, ...]]:
+    """A query's rows, by way of Arrow: DuckDB alone gives no times with a zone to Python."""
+    with duckdb.connect() as connection:
+        for name, table in tables.items():
+            connection.register(name, table)
+        return [tuple(row.values()) for row in connection.execute(query).to_arrow_table().to_pylist()]
 
 
 def sample(handler: Any, size: int) -> pa.Table:
@@ -257,13 +267,13 @@ def test_sample_answers() -> None:
     ).fetchall()
     assert [list(row) for row in busiest[:10]] == wanted["busiest_minutes"]
     assert len(busiest) == wanted["minutes"]
-    by_event = duckdb.sql(handlers.conversions_per_minute("events")).fetchall()
-    by_count = duckdb.sql(
-        "SELECT minute, sum(conversions)::BIGINT FROM totals GROUP BY 1 HAVING sum(conversions) > 0 ORDER BY 1"
-    ).fetchall()
+    by_event = cells(handlers.conversions_per_minute("events"), events=events)
+    by_count = cells(
+        "SELECT minute, sum(conversions)::BIGINT AS n FROM totals GROUP BY 1 HAVING n > 0 ORDER BY 1", totals=totals
+    )
     assert [row[:2] for row in by_event] == by_count
     assert (sum(row[1] for row in by_count), len(by_count)) == (wanted["conversions"], wanted["conversion_minutes"])
-    views = duckdb.sql(queries.pages_per_minute("events")).fetchall()
+    views = cells(queries.pages_per_minute("events"), events=events)
     assert [row[:3] for row in views] == [
         (row["minute"], row["page"], row["views"]) for row in totals.to_pylist() if row["views"]
     ]
@@ -278,9 +288,15 @@ SNOWPLOW = {
     "referrer": "page_referrer",
     "price": "tr_total_base",
 }
-#: Sessions for which Snowplow's model has rules of its own: too long ones are cut off, and page pings without a
-#: view make one.
-SNOWPLOW_SPECIAL = 5
+#: Sessions, by the ends of their names, that Snowplow's model counts in ways of its own: why, and our count.
+SNOWPLOW_SPECIAL = {
+    "77bd35": ("days long: the model cuts it off", 4),
+    "1b12d": ("has an event eight months before the others: the model leaves it out", 2),
+    "71a3b": ("its event has no user: a fault here", 0),
+    "f9140d": ("page pings alone, which the model counts as a view", 0),
+    "0fce8": ("page pings alone, which the model counts as a view", 0),
+    "f9140e": ("page pings alone, which the model counts as a view", 0),
+}
 
 
 def test_snowplow_page_views_and_sessions() -> None:
@@ -314,8 +330,13 @@ def test_snowplow_page_views_and_sessions() -> None:
     for row in rows:
         if row["event"] == "page_view":
             per_visit[row["visit"]].add(row["page_view_id"])
-    counted = Counter(len(per_visit[s["domain_sessionid"]]) == int(s["page_views"]) for s in wanted["sessions"])
-    assert counted == {True: len(wanted["sessions"]) - SNOWPLOW_SPECIAL, False: SNOWPLOW_SPECIAL}
+    found = {
+        session["domain_sessionid"]: len(per_visit[session["domain_sessionid"]]) for session in wanted["sessions"]
+    }
+    special = {name: n for name in found for end, (_, n) in SNOWPLOW_SPECIAL.items() if name.endswith(end)}
+    assert len(special) == len(SNOWPLOW_SPECIAL)
+    model = {session["domain_sessionid"]: int(session["page_views"]) for session in wanted["sessions"]}
+    assert found == {**model, **special}
     assert [row["price"] for row in rows if row["price"] is not None] == [Decimal("15.9000")]
 
 
@@ -364,14 +385,15 @@ def test_wikiticker_answers() -> None:
 
 
 @needs_data
+@pytest.mark.slow
 def test_sample_is_a_part_of_the_shared_data() -> None:
     """The committed visitors' pages are those of the first sequences of the source, in their order."""
-    import zipfile
-
     with zipfile.ZipFile(DATA / "msnbc/msnbc990928.zip") as archive:
         text = archive.read("msnbc990928.seq").decode().split("\n")
     names = text[2].split()
-    sequences = [[names[int(page) - 1] for page in line.split()] for line in text if line[:1].isdigit()][:8000]
+    sequences = [[names[int(page) - 1] for page in line.split()] for line in text[:9000] if line[:1].isdigit()][
+        :8000
+    ]
     found: dict[str, list[str]] = defaultdict(list)
     for line in samples.lines("msnbc-page-views"):
         event = json.loads(line)

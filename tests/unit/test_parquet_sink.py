@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import glob
 import json
 import logging
+import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -20,7 +23,7 @@ import pytest
 from connectors.parquet import OsFileSystem, ParquetShardWriter, ParquetSink, UnplacedRows
 from connectors.parquet.layout import ShardLayout
 from engine.batch import Stream
-from engine.errors import ConfigError, InternalError, SinkMismatch, SinkUnavailable
+from engine.errors import ConfigError, InternalError, RecreatedTopic, SinkMismatch, SinkUnavailable
 from engine.protocols import Counts, FailedRecord, Outcome
 
 STREAM = Stream("cluster", "clicks", "id", 2)
@@ -96,7 +99,7 @@ def readers(root: Path) -> dict[str, Callable[[], list[int]]]:
         "polars": lambda: pl.scan_parquet(pattern).select("i").collect()["i"].to_list(),
         "python": lambda: [
             i
-            for path in glob.glob(pattern, recursive=True, include_hidden=True)
+            for path in glob.glob(pattern, recursive=True, include_hidden=True)  # noqa: PTH207 - the glob people use
             for i in pq.read_table(path).column("i").to_pylist()
         ],
     }
@@ -129,8 +132,8 @@ async def test_readers_see_only_committed_files_at_each_phase(make: Make, tmp_pa
 
 
 NASTY = [
-    "plain", "", ".", "..", "../../x", "/etc/passwd", "a\0b", "a%2Fb", "%", "a b", "é€😀", "x=y", "01", "A+B", "NULL",
-    "null", "Null", "\\", "'", '"', "*?[a]", "\n", " ", "true", "2026-11-23", "x" * 200, None,
+    "plain", "", ".", "..", "../../x", "/etc/passwd", "a\0b", "a%2Fb", "%", "a b", "é€😀", "x=y", "01", "A+B",
+    "NULL", "null", "Null", "\\", "'", '"', "*?[a]", "\n", " ", "true", "2026-11-23", "x" * 200, None,
 ]  # fmt: skip
 
 
@@ -143,7 +146,7 @@ async def test_hive_values_come_back_equal_in_each_reader(make: Make, tmp_path: 
     await writer.write(outcome(0, table))
     await writer.commit()
     root = tmp_path / "out"
-    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert os.listdir(tmp_path) == ["out"]
     assert len(public(root)) == len(NASTY)
     pattern = f"{root}/**/*.parquet"
     partitioning = ds.partitioning(pa.schema([("k", pa.string())]), flavor="hive")
@@ -224,7 +227,7 @@ async def test_rows_keep_their_order_in_each_partition(make: Make, tmp_path: Pat
 
 
 async def test_rows_without_a_partition_are_named_before_anything_is_written(make: Make, tmp_path: Path) -> None:
-    """Partitions beyond the bound, and values that no reader gives back, fail their rows; the rest can be written."""
+    """Partitions beyond the bound, and values that no reader gives back, fail their rows; the rest is written."""
     writer = await shard(make(partition_by=["k"], hive_partitions_open_max=3))
     values = ["a", "b", "c", "d", "a", "__HIVE_DEFAULT_PARTITION__", "y" * 300, "e"]
     table = pa.table({"k": values, "i": list(range(8))})
@@ -354,6 +357,80 @@ async def test_a_committed_file_that_its_user_removed_does_not_stop_recovery(
     with caplog.at_level(logging.WARNING, logger="headrace.parquet"):
         assert (await sink.acquire(0)).position == 1
     assert name in caplog.text
+
+
+async def test_a_link_that_succeeded_and_says_it_did_not_is_a_commit(make: Make, tmp_path: Path) -> None:
+    """A network file system may repeat a link: a taken name that holds the owner's own manifest is success."""
+
+    class Repeating(OsFileSystem):
+        def link(self, source: Path, target: Path) -> None:
+            super().link(source, target)
+            raise FileExistsError(errno.EEXIST, "File exists", str(target))
+
+    writer = await shard(make(filesystem=Repeating()))
+    await writer.write(outcome(0, {"i": [0]}))
+    assert await writer.commit() == 1
+    assert len(public(tmp_path / "out")) == 1
+
+
+async def test_a_cancelled_commit_is_waited_for_by_release(make: Make, tmp_path: Path) -> None:
+    """A commit goes on in its thread when its caller is cancelled; release returns only after it."""
+    linking, go_on = threading.Event(), threading.Event()
+
+    class Slow(OsFileSystem):
+        def link(self, source: Path, target: Path) -> None:
+            if target.name.startswith(f"{2:020d}"):
+                linking.set()
+                assert go_on.wait(30)
+            super().link(source, target)
+
+    sink = make(filesystem=Slow())
+    writer = await shard(sink)
+    await writer.write(outcome(0, {"i": [0]}))
+    commit = asyncio.ensure_future(writer.commit())
+    await asyncio.to_thread(linking.wait, 30)
+    commit.cancel()
+    release = asyncio.ensure_future(writer.release())
+    done, _ = await asyncio.wait([release], timeout=0.05)
+    assert not done
+    assert public(tmp_path / "out") == []
+    go_on.set()
+    await release
+    assert commit.cancelled()
+    assert await sink.position(0) == 1
+    assert len(public(tmp_path / "out")) == 1
+    with pytest.raises(InternalError, match="released"):
+        await writer.commit()
+
+
+async def test_a_restart_publishes_what_the_old_topic_had_committed(make: Make, tmp_path: Path) -> None:
+    """A commit that was linked and not yet renamed when its topic was made anew is not lost."""
+
+    def die(phase: str) -> None:
+        if phase == "linked":
+            raise RuntimeError("died")
+
+    writer = await shard(make(phase=die))
+    await writer.write(outcome(0, {"i": [0]}))
+    with pytest.raises(RuntimeError, match="died"):
+        await writer.commit()
+    assert public(tmp_path / "out") == []
+    again = make(on_recreated_topic="restart")
+    writer = await shard(again, Stream("cluster", "clicks", "id-2", 1))
+    assert len(public(tmp_path / "out")) == 1
+    await writer.write(outcome(0, {"i": [0]}))
+    await writer.commit()
+    assert len(public(tmp_path / "out")) == 2
+    with pytest.raises(RecreatedTopic):
+        await make(on_recreated_topic="restart").open(STREAM)
+
+
+async def test_of_two_that_bind_a_new_sink_at_once_one_is_refused(make: Make) -> None:
+    """Two pipelines that open the same empty path at the same time do not share it."""
+    results = await asyncio.gather(
+        *(make(pipeline=name).open(STREAM) for name in ("one", "two")), return_exceptions=True
+    )
+    assert sorted(type(result).__name__ for result in results) == ["NoneType", "SinkMismatch"]
 
 
 async def test_a_schema_that_changed_between_runs_is_the_users_to_mend(make: Make) -> None:

@@ -1,0 +1,59 @@
+"""aiokafka's producer as headrace uses it: idempotent, acknowledged by all replicas, closed within a bound.
+
+An idempotent producer of aiokafka (0.14) sends a batch again until the broker takes it, however long that
+is, and its ``stop`` waits for that. `close` gives up on what is under way where it is told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from aiokafka import AIOKafkaProducer, errors
+
+from connectors.kafka.settings import KafkaSettings
+from engine.errors import BrokerUnavailable
+
+#: What a request may hold; brokers close a connection at 100 MB (``socket.request.max.bytes``).
+REQUEST_BYTES_MAX = 96 * 1024 * 1024
+
+CLOSE_SECONDS_MAX = 5.0
+
+#: How long a broker may take to answer a request before it is sent again.
+ANSWER_SECONDS_MAX = 30.0
+
+
+async def start(settings: KafkaSettings, *, batch_bytes: int, linger_ms: int = 0) -> AIOKafkaProducer:
+    """A producer that is connected and has its id. Raises BrokerUnavailable."""
+    producer = AIOKafkaProducer(
+        **settings.client_arguments(),
+        acks="all",
+        enable_idempotence=True,
+        compression_type="lz4",
+        max_batch_size=batch_bytes,
+        max_request_size=REQUEST_BYTES_MAX,
+        linger_ms=linger_ms,
+        request_timeout_ms=int(min(ANSWER_SECONDS_MAX, max(1.0, settings.broker_wait_seconds_max)) * 1000),
+    )
+    try:
+        async with asyncio.timeout(settings.broker_wait_seconds_max):
+            await producer.start()
+    except (errors.KafkaError, OSError, TimeoutError) as error:
+        await close(producer, abandon=True)
+        raise BrokerUnavailable(f"{settings.bootstrap}: {str(error) or 'no answer in time'}") from None
+    except BaseException:
+        await close(producer, abandon=True)
+        raise
+    return producer
+
+
+async def close(producer: AIOKafkaProducer, *, abandon: bool) -> None:
+    """Close; with ``abandon``, without waiting for batches that no broker has acknowledged. Never raises."""
+    if abandon:
+        producer._message_accumulator.fail_all(errors.KafkaConnectionError("given up"))
+    with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS_MAX):
+            await producer.stop()
+            return
+    with contextlib.suppress(errors.KafkaError, OSError):
+        await producer.client.close()
