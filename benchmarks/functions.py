@@ -1,7 +1,7 @@
 """Rows per second of the ready-made functions, one thread, on the samples that ship. Measures nothing else.
 
-``python -m benchmarks.functions`` prints a line for each function: the best of five passes over the sample, in batches
-of 10,000. Decoding and writing, which the engine does, are not in it.
+``python -m benchmarks.functions`` prints a line for each function: the best of five passes over the sample, in
+batches of 10,000. Decoding and writing, which the engine does, are not in it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rate(handler: Callable[[pa.RecordBatch, Context], Result], given: list[pa.Re
         for batch in given:
             assert not handler(batch, context).faults
         best = min(best, time.perf_counter() - start)
-    return sum(batch.num_rows for batch in given) / best
+    return float(sum(batch.num_rows for batch in given) / best)
 
 
 def main() -> None:

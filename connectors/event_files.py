@@ -1,8 +1,10 @@
 """Files whose lines or rows are events: NDJSON, text and Parquet, read in pieces of bounded size.
 
-Lines are taken byte for byte, without their end; blank lines are events of text files only. A Parquet row becomes
-a JSON object: binary columns as base64, numbers that are not finite as null, everything else as DuckDB's ``to_json``
-writes it. ``.gz`` and ``.zst`` files are unpacked on the way. Not here: where the events go.
+Lines are taken byte for byte, without their end; blank lines are events of text files only. A Parquet row
+becomes a JSON object: binary columns as base64, numbers that are not finite as null, everything else as
+DuckDB's ``to_json`` writes it. ``.gz`` and ``.zst`` files are unpacked on the way.
+
+Not here: where the events go.
 """
 
 from __future__ import annotations
@@ -64,7 +66,11 @@ class Events:
 
 
 class EventFile:
-    """One file, or standard input for ``-``. ``key`` and ``timestamp`` name members (``a.b``: one inside another)."""
+    """One file, or standard input for ``-``.
+
+    ``key`` and ``timestamp`` name members, of lines also by a path (``a.b``). Opening checks what can be
+    checked without reading everything. Raises UserError that names the file and the line or row.
+    """
 
     def __init__(self, name: str, value_format: Format, *, key: str | None, timestamp: str | None) -> None:
         self.name = "standard input" if name == STDIN else name
@@ -101,7 +107,7 @@ class EventFile:
 
     def _of_lines(self, lines: list[bytes], number: int) -> Iterator[Events]:
         numbers: Sequence[int] = range(number, number + len(lines))
-        if self.format == "ndjson" and not all(lines):
+        if self.format == "ndjson" and (not all(lines) or any(map(bytes.isspace, lines))):
             kept = [(at, line) for at, line in zip(numbers, lines, strict=True) if line.strip()]
             numbers, lines = [at for at, _ in kept], [line for _, line in kept]
         if not lines:
@@ -300,6 +306,10 @@ def _timestamp_of(value: object, name: str) -> int:
     return int(value)
 
 
+#: The columns of the path are left out: they are not the file's.
+_FROM = "FROM read_parquet(?, hive_partitioning = false)"
+
+
 class _Parquet:
     """The rows of a Parquet file, through DuckDB; its schema is checked at once."""
 
@@ -309,8 +319,8 @@ class _Parquet:
         self._pattern = glob.escape(str(path.absolute()))
         with self._connected() as connection:
             try:
-                described = connection.execute("DESCRIBE FROM read_parquet(?)", [self._pattern]).fetchall()
-                counted = connection.execute("SELECT count(*) FROM read_parquet(?)", [self._pattern]).fetchone()
+                described = connection.execute(f"DESCRIBE {_FROM}", [self._pattern]).fetchall()
+                counted = connection.execute(f"SELECT count(*) {_FROM}", [self._pattern]).fetchone()
             except duckdb.Error as error:
                 raise UserError(f"{file.name} is not Parquet: {str(error).splitlines()[0]}") from None
         self._rows = counted[0] if counted else 0
@@ -319,9 +329,8 @@ class _Parquet:
             if name is not None and name not in types:
                 raise UserError(f"{file.name} has no column {name!r} for {option}; it has {', '.join(types)}")
         members = ", ".join(f"{_quoted(name)}: {_json_of(name, kind)}" for name, kind in types.items())
-        self._query = f"SELECT to_json({{{members}}})::VARCHAR, {_key_sql(key, types)}, " + (
-            f"{_timestamp_sql(timestamp, types, file.name)} FROM read_parquet(?)"  # noqa: S608 - names are quoted
-        )
+        moment = _timestamp_sql(timestamp, types, file.name)
+        self._query = f"SELECT to_json({{{members}}})::VARCHAR, {_key_sql(key, types)}, {moment} {_FROM}"
         self._keyed = key is not None
         self._timed = timestamp
 

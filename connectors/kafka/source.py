@@ -151,7 +151,9 @@ class KafkaSource:
 
     async def fetch(self, partition: int, *, records_max: int, seconds_max: float) -> Batch | None:
         consumer, shard = self._member(partition)
-        start = self._next[partition]
+        start = self._next.get(partition)
+        if start is None:
+            raise ShardLost(f"{self._topic}-{partition} was revoked, or its owner has yet to seek")
         try:
             fetched = await consumer.getmany(shard, timeout_ms=int(seconds_max * 1000), max_records=records_max)
             end = await consumer.position(shard)

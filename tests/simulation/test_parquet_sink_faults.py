@@ -13,7 +13,7 @@ import pytest
 from connectors.parquet import ParquetSink
 from engine.batch import Stream
 from engine.clock import SystemClock
-from engine.errors import SinkUnavailable
+from engine.errors import SinkMismatch, SinkUnavailable
 from engine.protocols import Counts, FailedRecord, Outcome
 from tests.simulation.disk import Disk, DiskFileSystem
 
@@ -131,3 +131,19 @@ async def test_the_disk_refuses_at_each_operation(code: int) -> None:
             await work(new_sink(disk, Gate(count, OSError(code, "refused"))))
         assert raised.value.hint
         await check(disk)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_identity_and_schemas_survive_a_loss_of_power(seed: int) -> None:
+    """What `open` bound and `adopt_schema` adopted is durable when they return."""
+    disk = Disk(ROOT.parent)
+    sink = new_sink(disk)
+    await sink.open(STREAM)
+    schema = pa.schema([("a", pa.int64())])
+    await sink.adopt_schema("value", schema)
+    disk.crash(random.Random(seed))
+    again = new_sink(disk)
+    with pytest.raises(SinkMismatch):
+        await again.open(Stream("another", "clicks", "id", 1))
+    await again.open(STREAM)
+    assert await again.schema("value") == schema

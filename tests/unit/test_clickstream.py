@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.context import Context
@@ -189,6 +189,7 @@ EVENTS = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=40), st.lists(st.integers(0, 40), max_size=5))
 def test_counts_add_up_wherever_the_stream_is_cut(events: list[tuple[int, str, str, str]], cuts: list[int]) -> None:
     """Sums over the rows of any cutting are the counts of a plain Python loop over all events."""
@@ -263,7 +264,8 @@ def test_sample_answers() -> None:
     totals = duckdb.sql(queries.totals_per_minute("partial")).to_arrow_table()
     assert totals.num_rows < partial.num_rows
     busiest = duckdb.sql(
-        "SELECT strftime(minute, '%Y-%m-%dT%H:%MZ'), sum(views)::BIGINT AS n FROM totals GROUP BY 1 ORDER BY n DESC, 1"
+        """SELECT strftime(minute, '%Y-%m-%dT%H:%MZ'), sum(views)::BIGINT AS n FROM totals
+            GROUP BY 1 ORDER BY n DESC, 1"""
     ).fetchall()
     assert [list(row) for row in busiest[:10]] == wanted["busiest_minutes"]
     assert len(busiest) == wanted["minutes"]

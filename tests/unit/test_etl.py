@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.context import Context
@@ -337,6 +337,7 @@ def test_types(kind: str, value: object, wanted: object) -> None:
 INTEGERS = changes({"id": "BIGINT", "v": "BIGINT"}, key=["id"])
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_integers_against_an_oracle(value: Any) -> None:
     """Any JSON value is the integer that it is, NULL, or refused; never another number."""
@@ -349,6 +350,64 @@ def test_integers_against_an_oracle(value: Any) -> None:
         assert result.rows.column("v").to_pylist() == [None if value is None else int(text)]
     else:
         assert len(result.faults) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["op", "before", "after", "id", "v", "pos", "source", "payload"]), inner, max_size=5
+        )
+    ),
+    max_leaves=12,
+)
+HOSTILE = [
+    json.dumps({"op": "c", "after": {"id": 1, "v": "\ud800"}, "source": {"pos": 1}}),
+    json.dumps({"op": "\ud800", "after": {"id": 1}, "source": {"pos": 1}}),
+    json.dumps({"op": "c", "after": {"id": 1, "v": "\0"}, "source": {"pos": "\0"}}),
+    '{"op": "c", "after": {"id": 1, "id": 2}, "source": {"pos": 1}}',
+    "[" * 100_000,
+    '{"op": "c", "after": {"id": 1, "v": ' + "[" * 5000 + "]" * 5000 + '}, "source": {"pos": 1}}',
+    json.dumps({"op": "c", "after": {"id": 1, "v": "x" * 5_000_000}, "source": {"pos": 1}}),
+    '{"op": "c", "after": {"id": 1e999}, "source": {"pos": 1}}',
+    '{"op": "u", "before": "x", "after": {"id": 1}, "source": {"pos": 1}}',
+    '{"op": "d", "before": [{"id": 1}], "source": 7}',
+]
+EVERYTHING = {
+    kind: changes({"id": "VARCHAR", "v": kind}, key=["id"])
+    for kind in (
+        "VARCHAR",
+        "JSON",
+        "DOUBLE",
+        "DECIMAL(38,3)",
+        "DATE",
+        "TIMESTAMP",
+        "TIMESTAMPTZ",
+        "BLOB",
+        "BOOLEAN",
+    )
+}
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from(HOSTILE) | st.text(max_size=30) | JSON.map(json.dumps), max_size=6))
+def test_every_record_is_accounted_for(lines: list[str]) -> None:
+    """Whatever a record holds, it is a row or a fault, and never fails the batch."""
+    for handler in EVERYTHING.values():
+        result = handler(whole(lines), CONTEXT)
+        assert result.rows.num_rows + len(result.faults) == len(lines)
+
+
+@pytest.mark.parametrize("line", HOSTILE)
+def test_hostile_records(line: str) -> None:
+    """Each hostile record is a row or a fault, in both inputs, and the good one beside it is a row."""
+    good = json.dumps(event("c", None, {"id": "1"}))
+    for handler in EVERYTHING.values():
+        result = handler(whole([line, good]), CONTEXT)
+        assert result.rows.column("_offset").to_pylist()[-1] == 1
+        assert result.rows.num_rows + len(result.faults) == 2
 
 
 def test_empty_strings() -> None:

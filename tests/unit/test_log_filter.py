@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.context import Context
@@ -162,6 +162,7 @@ def test_formats_are_told_apart() -> None:
     assert found == {"common": [101], "combined": [100], "access": []}
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=80) | st.text(alphabet='ab "[]:/-0123 \\\n', max_size=80), max_size=20))
 def test_every_line_is_accounted_for(lines: list[str]) -> None:
     """Whatever the lines are: a row, a fault or dropped, each exactly once."""
@@ -173,6 +174,7 @@ def test_every_line_is_accounted_for(lines: list[str]) -> None:
         assert len(set(offsets)) == len(offsets)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from([COMBINED, "x", f'{HEAD} "GET /a b" 404 -', f'{HEAD} "GET /a HTTP/1.0" 500 7']), max_size=12

@@ -434,5 +434,5 @@ def test_agrees_with_duckdb(rows: list[dict[str, object]]) -> None:
         connection.register("documents", documents)
         theirs = connection.execute(
             "SELECT unnest(json_transform(document, ?)) FROM documents", [structure]
-        ).fetch_arrow_table()
+        ).to_arrow_table()
     assert decoded.columns.to_pylist() == theirs.to_pylist()
