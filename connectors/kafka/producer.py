@@ -14,15 +14,15 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaProducer, errors
-from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from connectors.event_files import Events
 from connectors.kafka import writing
+from connectors.kafka.partitioning import Partitioner
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import TargetTopic
 from engine.errors import BrokerUnavailable, ExternalError, HeadraceError, InternalError, UserError
@@ -36,8 +36,6 @@ QUEUED_BYTES_MAX = 16 * 1024 * 1024
 
 #: Events without a key change the partition after so many.
 RUN_EVENTS = 100
-
-KEYS_REMEMBERED_MAX = 100_000
 
 #: With a rate, events go out at least so often.
 RATE_SECONDS = 0.05
@@ -241,54 +239,60 @@ class _Filler:
         self._slots = slots
         self._hand_over = hand_over
         self._open: list[_Filling | None] = [None] * partitions
-        self._of_key: dict[bytes, int] = {}
+        self._partitioner = Partitioner(partitions)
         self._unkeyed = 0  # events without a key so far
 
     def add(self, events: Events, start: int, end: int) -> None:
-        """The events of ``[start, end)``."""
+        """The events of ``[start, end)``: first picked apart by partition, then put into batches many at a time."""
         keys = events.keys
         if keys is None:
-            self._add_unkeyed(events, start, end)
+            self._add_unkeyed(events, range(start, end))
             return
+        picked: list[list[int]] = [[] for _ in range(self._partitions)]
+        unkeyed = []
+        partition_of = self._partitioner.partition
         for index in range(start, end):
             key = keys[index]
             if key is None:
-                self._add_unkeyed(events, index, index + 1)
+                unkeyed.append(index)
             else:
-                self._append(self._partition_of(key), events, index, key)
+                picked[partition_of(key)].append(index)
+        for partition, indexes in enumerate(picked):
+            if indexes:
+                self._append(partition, events, indexes)
+        if unkeyed:
+            self._add_unkeyed(events, unkeyed)
 
     def flush(self) -> None:
         for partition, filling in enumerate(self._open):
             if filling is not None:
                 self._close(partition, filling)
 
-    def _add_unkeyed(self, events: Events, start: int, end: int) -> None:
-        for index in range(start, end):
-            self._append(self._unkeyed // RUN_EVENTS % self._partitions, events, index, None)
-            self._unkeyed += 1
+    def _add_unkeyed(self, events: Events, indexes: Sequence[int]) -> None:
+        at = 0
+        while at < len(indexes):
+            run, used = divmod(self._unkeyed, RUN_EVENTS)
+            part = indexes[at : at + RUN_EVENTS - used]
+            self._append(run % self._partitions, events, part)
+            self._unkeyed += len(part)
+            at += len(part)
 
-    def _partition_of(self, key: bytes) -> int:
-        """As Kafka's default partitioner: murmur2 of the key, made positive, modulo the partitions."""
-        found = self._of_key.get(key)
-        if found is None:
-            if len(self._of_key) >= KEYS_REMEMBERED_MAX:
-                self._of_key.clear()
-            found = self._of_key[key] = (murmur2(key) & 0x7FFFFFFF) % self._partitions
-        return found
-
-    def _append(self, partition: int, events: Events, index: int, key: bytes | None) -> None:
-        value = events.values[index]
-        timestamp = None if events.timestamps is None else events.timestamps[index]
-        filling = self._open[partition]
-        if filling is None:
-            filling = self._start(partition, events, index)
-        if filling.builder.append(timestamp=timestamp, key=key, value=value) is None:
-            self._close(partition, filling)
-            filling = self._start(partition, events, index)
-            taken = filling.builder.append(timestamp=timestamp, key=key, value=value)
-            assert taken is not None, "an empty batch takes any record"
-        filling.events += 1
-        filling.bytes += len(value) + (len(key) if key is not None else 0)
+    def _append(self, partition: int, events: Events, indexes: Sequence[int]) -> None:
+        values, keys, timestamps = events.values, events.keys, events.timestamps
+        filling = self._open[partition] or self._start(partition, events, indexes[0])
+        append = filling.builder.append
+        for index in indexes:
+            value = values[index]
+            key = None if keys is None else keys[index]
+            timestamp = None if timestamps is None else timestamps[index]
+            if append(timestamp=timestamp, key=key, value=value) is None:
+                self._close(partition, filling)
+                filling = self._start(partition, events, index)
+                append = filling.builder.append
+                taken = append(timestamp=timestamp, key=key, value=value)
+                assert taken is not None, "an empty batch takes any record"
+            filling.events += 1
+            filling.bytes += len(value) if key is None else len(value) + len(key)
 
     def _start(self, partition: int, events: Events, index: int) -> _Filling:
         filling = _Filling(partition, self._create(), first=lambda: events.where(index))

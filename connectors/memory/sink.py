@@ -39,11 +39,7 @@ class StoredShard:
 
 @dataclass(slots=True)
 class MemoryStore:
-    """What a sink leaves behind. ``refusal``, when set, is raised by writes and commits, as by a full disk.
-
-    ``step`` is awaited before each step of a takeover or commit takes effect, with its name: tests
-    let other owners run there, or die.
-    """
+    """What a sink leaves behind. ``refusal``, when set, is raised by whatever would change it, as by a full disk."""
 
     pipeline: str | None = None
     stream: Stream | None = None
@@ -52,7 +48,6 @@ class MemoryStore:
     schemas: dict[str, pa.Schema] = field(default_factory=dict)
     shards: dict[tuple[str, int], StoredShard] = field(default_factory=dict)
     refusal: HeadraceError | None = None
-    step: Callable[[str], Awaitable[None]] | None = None
 
     def shard(self, partition: int) -> StoredShard:
         """The shard of the topic that the store is bound to now."""
@@ -64,18 +59,13 @@ class MemoryStore:
         tables = [outcome.rows for outcome in self.shard(partition).outcomes if outcome.rows is not None]
         return pa.concat_tables(tables) if tables else None
 
-    async def take_step(self, name: str) -> None:
-        if self.step is not None:
-            await self.step(name)
-        if self.refusal is not None:
-            raise self.refusal
-
 
 class MemorySink:
     """`engine.protocols.Sink` over a store.
 
     A commit is due ``commit_interval_max_seconds`` after its first write, or at ``commit_bytes_max``.
-    ``refuses`` names rows of a table that are not taken, by index and with the reason.
+    ``refuses`` names rows of a table that are not taken, by index and with the reason. ``step`` is awaited
+    before each step takes effect, and after a commit, with its name: tests let others run there, or die.
     """
 
     def __init__(
@@ -88,6 +78,7 @@ class MemorySink:
         commit_bytes_max: int = 67_108_864,
         on_recreated_topic: Literal["stop", "restart"] = "stop",
         refuses: Callable[[pa.Table], Mapping[int, str]] | None = None,
+        step: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self.store = store
         self.clock = clock
@@ -96,10 +87,11 @@ class MemorySink:
         self._pipeline = pipeline
         self._on_recreated_topic = on_recreated_topic
         self._refuses = refuses
+        self._step = step
         self._stream: Stream | None = None
 
     async def open(self, stream: Stream) -> None:
-        await self.store.take_step("open")
+        await self.take_step("open")
         self._check(stream)
         if self.store.stream is None or self.store.stream.topic_id != stream.topic_id:
             self.store.pipeline = self._pipeline
@@ -113,7 +105,7 @@ class MemorySink:
         return self.store.partitions_at_start
 
     async def adopt_schema(self, name: str, schema: pa.Schema) -> pa.Schema:
-        await self.store.take_step("schema")
+        await self.take_step("schema")
         return self.store.schemas.setdefault(name, schema.remove_metadata())
 
     async def schema(self, name: str) -> pa.Schema | None:
@@ -123,13 +115,19 @@ class MemorySink:
         return self._shard(partition).position
 
     async def acquire(self, partition: int) -> MemoryShardWriter:
-        await self.store.take_step("takeover")
+        await self.take_step("takeover")
         shard = self._shard(partition)
         shard.owner = uuid.uuid4().hex
         return MemoryShardWriter(self, partition, shard)
 
     async def close(self) -> None:
         self._stream = None
+
+    async def take_step(self, name: str) -> None:
+        if self._step is not None:
+            await self._step(name)
+        if self.store.refusal is not None and name != "committed":
+            raise self.store.refusal
 
     def take(self, rows: pa.Table) -> pa.Table:
         """``rows``, checked against the durable schema. Raises InternalError or RowsRefused."""
@@ -196,7 +194,7 @@ class MemoryShardWriter:
 
     async def write(self, outcome: Outcome) -> None:
         """Keep an outcome for the next commit, which is where another owner is noticed, as in the durable sinks."""
-        await self._sink.store.take_step("write")
+        await self._sink.take_step("write")
         if self._owner is None:
             raise ShardLost(f"shard {self._partition}: released")
         if self._end is not None and outcome.start != self._end:
@@ -214,7 +212,7 @@ class MemoryShardWriter:
         self._end = outcome.end
 
     async def commit(self) -> int:
-        await self._sink.store.take_step("commit")
+        await self._sink.take_step("commit")
         self._require_owned()
         if self._pending:
             start, end = self._pending[0].start, self._pending[-1].end
@@ -223,8 +221,7 @@ class MemoryShardWriter:
             self._shard.commits.append((start, end, sum((each.counts for each in self._pending), Counts())))
             self._shard.position = self._position = end
             self._forget()
-        if self._sink.store.step is not None:
-            await self._sink.store.step("committed")
+        await self._sink.take_step("committed")
         return self._position if self._position is not None else 0
 
     async def failures(self, records_max: int) -> tuple[int, Sequence[FailedRecord]]:

@@ -99,9 +99,12 @@ class KafkaWorld:
                 response = await admin.create_topics([NewTopic(self.topic, PARTITIONS, 1)])
                 code = response.topic_errors[0][1]
                 if not code:
-                    return
+                    break
                 # The old one goes in the background.
                 assert errors.for_code(code) is errors.TopicAlreadyExistsError
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            while (await admin.describe_topics([self.topic]))[0]["error_code"]:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
 
