@@ -186,8 +186,10 @@ class Shard:
     async def _begin(self, writer: ShardWriter) -> None:
         """Where to start: the sink says; on the very first start the configuration does, and the sink keeps it."""
         position = writer.position
+        start = await self._tools.positions.resolve_start(self.partition) if position is None else position
+        # Offsets mean something in one topic only, whatever has its name by now.
+        await self._tools.positions.check.run()
         if position is None:
-            start = await self._tools.positions.resolve_start(self.partition)
             await writer.write(Outcome(start, start, None, Counts()))
             position = await writer.commit()
             assert position == start

@@ -7,6 +7,5 @@ package ``import duckdb`` is the library: the folder that holds ``connectors`` i
 
 from connectors.duckdb.database import Database, Statistics
 from connectors.duckdb.sink import DuckDBShard, DuckDBSink
-from connectors.duckdb.upsert import RowsRefused
 
-__all__ = ["Database", "DuckDBShard", "DuckDBSink", "RowsRefused", "Statistics"]
+__all__ = ["Database", "DuckDBShard", "DuckDBSink", "Statistics"]

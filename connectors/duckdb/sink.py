@@ -56,7 +56,7 @@ class DuckDBSink:
     ``table`` is a name or ``schema.name``; the table is made when the schema `ROWS` is adopted, at the latest
     with the first rows. ``mode`` "append" adds rows. "upsert" merges changes by the columns ``key``: the last
     by ``order_by`` stays, a row whose boolean ``delete_column`` is true deletes (see `connectors.duckdb.upsert`
-    for what is later than what). A row without a key is refused on write: `connectors.duckdb.RowsRefused`.
+    for what is later than what). A row without a key is refused on write: `engine.errors.RowsRefused`.
 
     A shard's commit is due ``commit_interval_max_seconds`` after its first pending write, or at once when
     ``commit_bytes_max`` are pending. ``phase`` hears, in the writing thread, "recovering", "begin", "written" and

@@ -27,26 +27,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.duckdb.schema import OWN_SCHEMA, Columns, TableName, quoted, registered, require_same, table_columns
-from engine.errors import DataError, SinkMismatch
+from engine.errors import RowsRefused, SinkMismatch
 
 OFFSET = "_offset"
 PARTITION = "_partition"
-
-
-class RowsRefused(DataError):
-    """Rows without a value in a key column or in ``order_by``. Nothing of the outcome was taken.
-
-    ``rows`` are their indexes in the outcome's table, rising.
-    """
-
-    def __init__(self, table: TableName, column: str, rows: Sequence[int]) -> None:
-        self.rows = list(rows)
-        shown = ", ".join(map(str, self.rows[:10])) + (", ..." if len(self.rows) > 10 else "")
-        count = "1 row has" if len(self.rows) == 1 else f"{len(self.rows)} rows have"
-        super().__init__(
-            f"table {table}: {count} no value for an upsert (first missing column: {column}; rows {shown})",
-            hint="Every change needs a value in each key column and in order_by.",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +98,14 @@ class Upsert:
 
     def require_values(self, rows: pa.Table) -> None:
         """Raise RowsRefused when a key or the order is NULL."""
-        columns = [name for name in (*self.key, self.order_by) if rows.column(name).null_count]
-        if columns:
-            faulty = pc.is_null(rows.column(columns[0]))
-            for name in columns[1:]:
-                faulty = pc.or_(faulty, pc.is_null(rows.column(name)))
-            raise RowsRefused(self.table, columns[0], pc.indices_nonzero(faulty).to_pylist())
+        missing: dict[int, str] = {}
+        for name in (*self.key, self.order_by):
+            if rows.column(name).null_count:
+                for row in pc.indices_nonzero(pc.is_null(rows.column(name))).to_pylist():
+                    missing.setdefault(row, f"it has no {name!r}, which every change of table {self.table} needs")
+        if missing:
+            refused = sorted(missing)
+            raise RowsRefused(refused, [missing[row] for row in refused])
 
     def restart(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Let every change of a recreated topic win over what the former topic left.

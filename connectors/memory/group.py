@@ -39,6 +39,7 @@ class MemoryGroup:
         self._cluster = cluster
         self._members: dict[Member, None] = {}
         self._offsets: dict[int, int] = {}
+        self._shared_out = 0
         self._due = asyncio.Event()
         self._settled = asyncio.Event()
         self._rebalancing = asyncio.Lock()
@@ -63,6 +64,11 @@ class MemoryGroup:
     async def expire(self, member: Member) -> None:
         """Count on a member no longer, as when its session ends; it hears nothing of it."""
         await self._remove(member)
+
+    def topic_changed(self) -> None:
+        """Share out anew if the topic has another number of partitions, which is what a member would notice."""
+        if self._partitions() != self._shared_out:
+            self.rebalance()
 
     def rebalance(self) -> None:
         """Share the partitions out anew, soon."""
@@ -109,8 +115,7 @@ class MemoryGroup:
             for member in self._members:
                 tasks.create_task(self._revoke(member))
         self.generation += 1
-        topic = self._cluster.topics.get(self.topic)
-        count = 0 if topic is None else len(topic.partitions)
+        count = self._shared_out = self._partitions()
         members = list(self._members)
         for at, member in enumerate(members):
             # Contiguous ranges that differ by one at most, as Kafka's range assignor makes them.
@@ -119,6 +124,10 @@ class MemoryGroup:
         async with asyncio.TaskGroup() as tasks:
             for member in members:
                 tasks.create_task(self._tell(member, member.listener.assigned(member.owned)))
+
+    def _partitions(self) -> int:
+        topic = self._cluster.topics.get(self.topic)
+        return 0 if topic is None else len(topic.partitions)
 
     async def _revoke(self, member: Member) -> None:
         """Wait until the member has given up what it owns, or is gone. It may commit meanwhile."""

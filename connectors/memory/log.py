@@ -206,4 +206,4 @@ class MemoryCluster:
     def _topic_changed(self, name: str) -> None:
         for group in self.groups.values():
             if group.topic == name:
-                group.rebalance()
+                group.topic_changed()

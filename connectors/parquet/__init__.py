@@ -1,8 +1,7 @@
 """Rows and positions in a directory of Parquet files, exactly once."""
 
 from connectors.parquet.filesystem import FileSystem, OsFileSystem
-from connectors.parquet.partitions import UnplacedRows
 from connectors.parquet.sink import ParquetSink
 from connectors.parquet.writer import ParquetShardWriter
 
-__all__ = ["FileSystem", "OsFileSystem", "ParquetShardWriter", "ParquetSink", "UnplacedRows"]
+__all__ = ["FileSystem", "OsFileSystem", "ParquetShardWriter", "ParquetSink"]

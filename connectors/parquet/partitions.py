@@ -8,14 +8,14 @@ Not here: the files in those directories (`connectors.parquet.writer`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.parquet.layout import encode
-from engine.errors import ConfigError, DataError
+from engine.errors import ConfigError, RowsRefused
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -26,23 +26,6 @@ _DATE = re.compile(r"date\((?P<column>.+)\)")
 _SEPARATOR = "/"
 _SECONDS_OF_DAY = 86_400
 _DAYS_MIN, _DAYS_MAX = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, what readers take for a date
-
-
-class UnplacedRows(DataError):
-    """Rows of an outcome that have no Hive partition; nothing of the outcome was written.
-
-    ``rows`` maps the index of each such row in the outcome's table to the reason, a sentence. The caller may
-    write the outcome again without those rows, their records counted as failed.
-    """
-
-    def __init__(self, rows: Mapping[int, str]) -> None:
-        self.rows = dict(rows)
-        first, reason = next(iter(self.rows.items()))
-        count = "1 row has" if len(self.rows) == 1 else f"{len(self.rows)} rows have"
-        super().__init__(
-            f"{count} no Hive partition; row {first}: {reason}",
-            hint="Partition by a column with fewer values, or raise hive_partitions_open_max.",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +89,7 @@ def _fault(schema: pa.Schema, key: Key) -> str | None:
 def split(table: pa.Table, keys: Sequence[Key], partitions_max: int) -> list[tuple[str, pa.Table]]:
     """``table`` by directory (a path below the root, ``""`` without keys), rows in their order.
 
-    Raises UnplacedRows for rows of partitions beyond ``partitions_max`` (in order of appearance) and for rows
+    Raises RowsRefused for rows of partitions beyond ``partitions_max`` (in order of appearance) and for rows
     whose value no reader would get back.
     """
     if not keys:
@@ -128,7 +111,8 @@ def split(table: pa.Table, keys: Sequence[Key], partitions_max: int) -> list[tup
         limit = f"more than hive_partitions_open_max = {partitions_max} partitions in one batch"
         reasons = {**dict.fromkeys(beyond.to_pylist(), limit), **reasons}
     if reasons:
-        raise UnplacedRows(dict(sorted(reasons.items())))
+        rows = sorted(reasons)
+        raise RowsRefused(rows, [reasons[row] for row in rows])
     kept = table.drop_columns([key.column for key in keys if not key.date])
     if len(paths) == 1:
         return [(paths[0], kept)]

@@ -37,7 +37,7 @@ class ParquetSink:
     Files roll when a shard has staged ``file_bytes_max`` bytes, or ``file_age_max_seconds`` after its first
     uncommitted write. Up to ``row_group_bytes_max`` bytes of a shard wait in memory for their row group.
     ``partition_by`` names columns, or ``date(<column>)`` for a column's UTC date; one write may go to
-    ``hive_partitions_open_max`` partitions, and `connectors.parquet.UnplacedRows` names the rows beyond.
+    ``hive_partitions_open_max`` partitions, and `engine.errors.RowsRefused` names the rows beyond.
     ``phase`` hears the name of each step of takeovers and commits, in the thread that takes it.
     Raises ConfigError, with all faults, for settings that are none.
     """

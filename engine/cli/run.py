@@ -15,6 +15,7 @@ import orjson
 import typer
 
 from engine import config_file, logs
+from engine.cli.options import Bootstrap
 from engine.clock import SystemClock
 from engine.config import Config
 from engine.deadline import Deadline
@@ -30,10 +31,6 @@ SAY_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration, usually headrace.toml.")]
-Bootstrap = Annotated[
-    str | None,
-    typer.Option("--bootstrap", metavar="HOST:PORT,...", help="The cluster; outranks FILE and HEADRACE_BOOTSTRAP."),
-]
 Json = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
 
 

@@ -14,9 +14,12 @@ from pathlib import Path
 import duckdb
 
 from connectors.kafka.broker import Broker
+from connectors.kafka.cluster import LATEST, Cluster
+from connectors.kafka.settings import KafkaSettings
 from engine import config_file
+from engine.clock import SystemClock
 from engine.compose.pipelines import build_runtime
-from engine.compose.produce import produce_file
+from engine.compose.produce import Plan, produce
 from engine.config import Config
 from engine.errors import UserError
 from engine.pipeline import Pipeline
@@ -82,12 +85,34 @@ async def run(directory: Path, *, bootstrap: str | None, progress: Callable[[str
         if bootstrap is not None:
             progress(f"using the cluster at {address}")
         for topic, (sample, key) in TOPICS.items():
-            sent = await produce_file(samples.path(sample), topic=topic, key=key, bootstrap=address, partitions=4)
-            progress(f"sent {sent:,} events to topic {topic}: {samples.DESCRIPTIONS[sample]}")
+            await _fill(topic, sample, key, address)
+            progress(f"topic {topic} holds {samples.DESCRIPTIONS[sample]}")
         config = await asyncio.to_thread(config_file.load, directory / "headrace.toml")
         runs = await _run_pipelines(config, address)
     answers = await asyncio.to_thread(_answers, directory)
     return Report(runs, answers, _suggestions(directory))
+
+
+async def _fill(topic: str, sample: str, key: str | None, bootstrap: str) -> None:
+    """Send a sample to its topic, unless an earlier demo on the same cluster has done so."""
+    cluster = Cluster(KafkaSettings(bootstrap), SystemClock())
+    await cluster.open()
+    try:
+        if topic in await cluster.topics():
+            partitions = (await cluster.describe(topic)).leaders
+            ends = await cluster.offsets(topic, dict.fromkeys(partitions, LATEST))
+            held = sum(end or 0 for end in ends.values())
+            if held == len(samples.lines(sample)):
+                return
+            if held:
+                raise UserError(
+                    f"topic {topic} holds {held} records that are not the demo's", hint="delete it first"
+                )
+    finally:
+        await cluster.close()
+    produced = await produce(Plan(bootstrap, topic, [str(samples.path(sample))], key=key, partitions=4))
+    if produced.error is not None:
+        raise produced.error
 
 
 @contextlib.asynccontextmanager

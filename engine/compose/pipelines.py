@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-from connectors.file_destination import FileDestination
-from connectors.kafka.destination import KafkaDestination
 
 from connectors.duckdb import Database, DuckDBSink
+from connectors.file_destination import FileDestination
+from connectors.kafka.destination import KafkaDestination
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.source import KafkaSource
 from connectors.parquet import ParquetSink
 from engine.batching import Batcher
 from engine.budget import ByteBudget
 from engine.checkpoint import CheckpointSink
+from engine.cli.options import bootstrap_option
 from engine.clock import SystemClock
 from engine.compose.handlers import ENVELOPE_BYTES_MAX, build_handler, payload_bytes_of
 from engine.config import (
@@ -46,11 +47,8 @@ from engine.protocols import Clock, Destination, Handler, Sink, Source
 from engine.runtime import Runtime
 from engine.values import column_field
 
-BOOTSTRAP_VARIABLE = "HEADRACE_BOOTSTRAP"
 PASSWORD_VARIABLE = "HEADRACE_SASL_PASSWORD"  # noqa: S105 - the name of a variable
 PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
-
-BOOTSTRAP_DEFAULT = "127.0.0.1:9092"
 
 #: The part of memory_bytes_max that DuckDB gets where a pipeline writes to DuckDB; the rest is for records.
 DUCKDB_SHARE = 0.5
@@ -65,7 +63,7 @@ def kafka_settings(config: KafkaConfig, bootstrap: str | None = None) -> KafkaSe
     """``bootstrap`` (of the command line) outranks the configuration, which outranks the environment."""
     password = config.sasl_password.get_secret_value() if config.sasl_password is not None else None
     return KafkaSettings(
-        bootstrap=bootstrap or config.bootstrap or os.environ.get(BOOTSTRAP_VARIABLE) or BOOTSTRAP_DEFAULT,
+        bootstrap=bootstrap_option(bootstrap, config.bootstrap),
         client_id=config.client_id,
         security_protocol=config.security_protocol,
         sasl_mechanism=config.sasl_mechanism,

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connectors.duckdb import Database, DuckDBSink, RowsRefused
+from connectors.duckdb import Database, DuckDBSink
 from engine.batch import Stream
 from engine.clock import SystemClock
-from engine.errors import SinkMismatch
+from engine.errors import RowsRefused, SinkMismatch
 from engine.protocols import Counts, Outcome
 
 STREAM = Stream("cluster", "changes", "id-1", 3)

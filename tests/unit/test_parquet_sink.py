@@ -19,10 +19,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from connectors.parquet import OsFileSystem, ParquetShardWriter, ParquetSink, UnplacedRows
+from connectors.parquet import OsFileSystem, ParquetShardWriter, ParquetSink
 from connectors.parquet.layout import ShardLayout
 from engine.batch import Stream
-from engine.errors import ConfigError, InternalError, RecreatedTopic, SinkMismatch, SinkUnavailable
+from engine.errors import ConfigError, InternalError, RecreatedTopic, RowsRefused, SinkMismatch, SinkUnavailable
 from engine.protocols import Counts, FailedRecord, Outcome
 
 STREAM = Stream("cluster", "clicks", "id", 2)
@@ -234,15 +234,16 @@ async def test_rows_without_a_partition_are_named_before_anything_is_written(mak
     writer = await shard(make(partition_by=["k"], hive_partitions_open_max=3))
     values = ["a", "b", "c", "d", "a", "__HIVE_DEFAULT_PARTITION__", "y" * 300, "e"]
     table = pa.table({"k": values, "i": list(range(8))})
-    with pytest.raises(UnplacedRows, match="hive_partitions_open_max = 3") as raised:
+    with pytest.raises(RowsRefused, match="hive_partitions_open_max = 3") as raised:
         await writer.write(outcome(0, table))
     assert list(raised.value.rows) == [3, 5, 6, 7]
-    assert "null" in raised.value.rows[5]
-    assert "bytes" in raised.value.rows[6]
+    assert "null" in raised.value.reasons[1]
+    assert "bytes" in raised.value.reasons[2]
     assert writer.due_at() is None
     kept = table.take([i for i in range(8) if i not in raised.value.rows])
     failures = [
-        FailedRecord(0, i, 0, None, None, (), why, "UnplacedRows", 1) for i, why in raised.value.rows.items()
+        FailedRecord(0, i, 0, None, None, (), why, "RowRefused", 1)
+        for i, why in zip(raised.value.rows, raised.value.reasons, strict=True)
     ]
     await writer.write(Outcome(0, 8, kept, Counts(handled=4, failed=4), failures))
     assert await writer.commit() == 8
