@@ -1,7 +1,7 @@
 """Rows per second of the value decoders: ten typed columns of 234-byte click events, on one core.
 
-Run ``python -m benchmarks.decode``. Each line is the best of several rounds over one batch, by processor time. Every record is
-fully validated (UTF-8, types, ranges, repeated members); ``_rest`` and the trace columns are on, as by default.
+Run ``python -m benchmarks.decode``. Each line is the best of several rounds over one batch, by processor time.
+Every record is fully validated (UTF-8, types, ranges, repeated members); ``_rest`` and the trace columns are on.
 """
 
 from __future__ import annotations

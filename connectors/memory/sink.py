@@ -39,7 +39,7 @@ class StoredShard:
 
 @dataclass(slots=True)
 class MemoryStore:
-    """What a sink leaves behind. ``refusal``, when set, is raised by all that would change it, as by a full disk."""
+    """What a sink leaves behind. ``refusal``, when set, is raised by what would change it, as by a full disk."""
 
     pipeline: str | None = None
     stream: Stream | None = None
