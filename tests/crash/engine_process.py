@@ -50,7 +50,12 @@ class EngineProcess:
         self._log = log
         self._size_before = phase_log.stat().st_size if phase_log.exists() else 0
         if dies_at is None:
-            command = [sys.executable, "-m", "engine.cli.main", "run", str(config)]
+            command = [
+                sys.executable,
+                "-c",
+                "import typer; from engine.cli.run import run; typer.run(run)",
+                str(config),
+            ]
             command += ["--until-caught-up"] if caught_up else []
         else:
             command = [sys.executable, "-c", SUICIDAL, str(config), dies_at[0], str(dies_at[1])]

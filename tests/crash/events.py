@@ -17,6 +17,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 PARTITIONS = 8
 
+#: Events sent at a time, a multiple of PARTITIONS.
+CHUNK = 800
+
+#: More events than any of these tests sends.
+EVENTS_MAX = 20_000_000
+
 
 def value_of(number: int) -> bytes:
     return json.dumps(
@@ -34,15 +40,19 @@ async def make_topic(bootstrap: str, topic: str) -> None:
 
 
 class Producing:
-    """A thread that sends ``count`` numbered events, about ``per_second`` of them a second, each acknowledged.
+    """A thread that sends numbered events, about ``per_second`` of them a second, until `finish`.
+
+    It sends ``count_min`` of them at least, each acknowledged, and then says in ``sent`` how many there are.
 
     The producer is idempotent: what it sends is in the log once, whatever happens to the broker meanwhile.
     """
 
-    def __init__(self, bootstrap: str, topic: str, count: int, per_second: int) -> None:
+    def __init__(self, bootstrap: str, topic: str, count_min: int, per_second: int) -> None:
         self._bootstrap = bootstrap
         self._topic = topic
-        self._count = count
+        self._count_min = count_min
+        self._finishing = threading.Event()
+        self.sent = 0
         self._per_second = per_second
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.error: BaseException | None = None
@@ -50,7 +60,9 @@ class Producing:
     def start(self) -> None:
         self._thread.start()
 
-    def join(self) -> None:
+    def finish(self) -> None:
+        """Have it end, and wait until everything is acknowledged."""
+        self._finishing.set()
         self._thread.join(600)
         assert not self._thread.is_alive(), "the producer did not end"
         if self.error is not None:
@@ -73,15 +85,16 @@ class Producing:
         await producer.start()
         started = time.monotonic()
         try:
-            acknowledged: list[asyncio.Future[object]] = []
-            for number in range(self._count):
-                acknowledged.append(
+            while self.sent < self._count_min or not self._finishing.is_set():
+                acknowledged = [
                     await producer.send(self._topic, value_of(number), partition=number % PARTITIONS)
-                )
-                if number % 500 == 499:
-                    ahead = (number + 1) / self._per_second - (time.monotonic() - started)
+                    for number in range(self.sent, self.sent + CHUNK)
+                ]
+                await asyncio.gather(*acknowledged)
+                self.sent += CHUNK
+                if not self._finishing.is_set():
+                    ahead = self.sent / self._per_second - (time.monotonic() - started)
                     await asyncio.sleep(max(0.0, ahead))
-            await asyncio.gather(*acknowledged)
         finally:
             await producer.stop()
 
@@ -89,10 +102,10 @@ class Producing:
 class Reader:
     """Globs the public files every 50 ms, as an analyst would: each is whole, and no row comes twice."""
 
-    def __init__(self, path: Path, count: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: set[Path] = set()
-        self._have = np.zeros(count, dtype=bool)
+        self._have = np.zeros(EVENTS_MAX, dtype=bool)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.faults: list[str] = []

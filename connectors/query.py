@@ -1,0 +1,252 @@
+"""Reading results with SQL: one query over a DuckDB file, over the files of a Parquet directory, or over nothing.
+
+Reads only: one SELECT (or what DuckDB takes for one: SHOW, DESCRIBE, SUMMARIZE, PIVOT) or the EXPLAIN of one, and
+no file but those that were asked for. Values come as text, made by DuckDB itself, so that none loses precision on
+its way through Python. Not here: how an answer is laid out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+
+from connectors.json_text import without_words
+from engine.errors import ExternalError, HeadraceError, UserError
+
+#: ``text``: each value as DuckDB's VARCHAR, or None. ``json``: each row as one JSON object.
+Rendering = Literal["text", "json"]
+
+FETCH_ROWS = 1_000
+
+VIEW = "data"
+
+_EXPLAIN = re.compile(r"\s*EXPLAIN\s+(?:ANALYZE\s+)?", re.IGNORECASE)
+_HOLDER = re.compile(r"Conflicting lock is held in (.*?) ?\(PID (\d+)\)")
+_MARKER = re.compile(r"^LINE (\d+): (.*)\n( *)\^", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``columns`` names; ``numeric`` whether each is a number; ``rows`` in pieces, read as they are asked for."""
+
+    columns: Sequence[str]
+    numeric: Sequence[bool]
+    rows: Iterator[Sequence[Sequence[str | None]]]
+
+
+@contextlib.contextmanager
+def open_database(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB file, to read. Raises UserError, and ExternalError while another process writes to it."""
+    if not path.is_file():
+        raise UserError(f"there is no DuckDB file {path}")
+    try:
+        connection = duckdb.connect(path, read_only=True, config={"autoinstall_known_extensions": False})
+    except duckdb.Error as error:
+        raise _not_opened(path, error) from None
+    with connection, _confined(connection):
+        yield connection
+
+
+@contextlib.contextmanager
+def open_directory(path: Path) -> Iterator[duckdb.DuckDBPyConnection | None]:
+    """The Parquet files below ``path`` as a view called `VIEW` and called as the directory; None if there are none.
+
+    Hidden directories are never read: a sink keeps what is not committed there. Columns of Hive directories
+    are columns, files of different schemas are put together by name.
+    """
+    if not path.is_dir():
+        hint = "one file can be asked by its name: FROM 'FILE.parquet'" if path.is_file() else None
+        raise UserError(f"there is no directory {path}", hint=hint)
+    root = path.resolve()
+    files = committed_files(root)
+    if not files:
+        yield None
+        return
+    # Where only some are in Hive directories DuckDB refuses, rather than that a column goes unnoticed.
+    hive = any("=" in part for file in files for part in file.relative_to(root).parts[:-1])
+    listed = ", ".join(_text(str(file)) for file in files)
+    source = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = {hive})"
+    with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
+        try:
+            connection.execute(f"SET allowed_paths = [{listed}]")
+            for name in filter(None, (root.name, VIEW)):
+                connection.execute(f"CREATE OR REPLACE VIEW {_name(name)} AS FROM {source}")
+        except duckdb.Error as error:
+            raise UserError(f"the Parquet files of {path} cannot be read together: {_first_line(error)}") from None
+        with _confined(connection):
+            yield connection
+
+
+@contextlib.contextmanager
+def open_memory() -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database. Files may be read by name, as the query itself says which."""
+    with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
+
+
+def committed_files(root: Path) -> list[Path]:
+    """The Parquet files below a directory, sorted, without those in hidden directories."""
+    return sorted(
+        file
+        for file in root.rglob("*.parquet")
+        if not any(part.startswith(".") for part in file.relative_to(root).parts) and file.is_file()
+    )
+
+
+def ask(connection: duckdb.DuckDBPyConnection, sql: str, rendering: Rendering) -> Answer:
+    """The answer to one reading statement. Raises UserError with DuckDB's message and the position in ``sql``.
+
+    Errors in the data show while the rows are read, as UserError too.
+    """
+    text, explains = _checked(connection, sql)
+    try:
+        if explains:
+            shown = [(line,) for row in connection.execute(text).fetchall() for line in str(row[-1]).splitlines()]
+            return Answer(("explain",), (False,), iter([shown]))
+        relation = _bound(connection, text)
+        columns, types = list(relation.columns), [str(kind) for kind in relation.types]
+        names = ", ".join(f"c{index}" for index in range(len(columns)))
+        if rendering == "json":
+            members = ", ".join(f"{_name(name)}: c{index}" for index, name in enumerate(_unique(columns)))
+            wanted = f"to_json({{{members}}})::VARCHAR"
+        else:
+            wanted = ", ".join(f"c{index}::VARCHAR" for index in range(len(columns)))
+        connection.execute(f"FROM ({text}\n) AS answer({names}) SELECT {wanted}")
+    except duckdb.Error as error:
+        raise _mistake(error, sql) from None
+    return Answer(columns, [_is_number(kind) for kind in types], _rows(connection, sql, rendering))
+
+
+def _bound(connection: duckdb.DuckDBPyConnection, text: str) -> duckdb.DuckDBPyRelation:
+    """The statement with its names looked up, not run."""
+    try:
+        return connection.sql(text)
+    except duckdb.Error:
+        # The same error from here has the position; nothing that cannot be bound is run.
+        connection.execute(text)
+        raise
+
+
+def _rows(
+    connection: duckdb.DuckDBPyConnection, sql: str, rendering: Rendering
+) -> Iterator[Sequence[Sequence[str | None]]]:
+    try:
+        while rows := connection.fetchmany(FETCH_ROWS):
+            yield [(without_words(row[0], quoted=True),) for row in rows] if rendering == "json" else rows
+    except duckdb.Error as error:
+        raise _mistake(error, sql) from None
+
+
+def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, bool]:
+    """The statement without its end, and whether it is an EXPLAIN."""
+    try:
+        statements = connection.extract_statements(sql)
+    except duckdb.Error as error:
+        raise _mistake(error, sql) from None
+    if not statements:
+        raise UserError("the query is empty")
+    kinds = [statement.type for statement in statements]
+    # A PIVOT without IN becomes several statements without a text of their own.
+    if len(statements) > 1 and all(not statement.query for statement in statements):
+        return _without_end(sql), False
+    if len(statements) > 1:
+        raise UserError(f"{len(statements)} statements; one can be asked at a time")
+    text = _without_end(statements[0].query or sql)
+    if kinds[0] == duckdb.StatementType.SELECT:
+        return text, False
+    if kinds[0] == duckdb.StatementType.EXPLAIN and (found := _EXPLAIN.match(text)):
+        # EXPLAIN ANALYZE runs what it explains.
+        _checked(connection, text[found.end() :])
+        return text, True
+    raise UserError(
+        f"{kinds[0].name} is no question: a query only reads",
+        hint="valid are SELECT, FROM, WITH, VALUES, SHOW, DESCRIBE, SUMMARIZE, PIVOT, and EXPLAIN of those",
+    )
+
+
+@contextlib.contextmanager
+def _confined(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """No files but those allowed before, and no settings. What memory does not hold goes to a temporary directory."""
+    with tempfile.TemporaryDirectory(prefix="headrace-query-") as spill:
+        connection.execute(f"SET temp_directory = {_text(spill)}")
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield
+        connection.close()  # before its directory goes
+
+
+def _without_end(text: str) -> str:
+    return text.strip().rstrip(";").rstrip()
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names of a JSON object's members: DuckDB refuses a struct with two of one name, whatever their case."""
+    seen: set[str] = set()
+    found = []
+    for name in names:
+        own, count = name or "_", 1
+        while own.lower() in seen:
+            own = f"{name}_{count}"
+            count += 1
+        seen.add(own.lower())
+        found.append(own)
+    return found
+
+
+def _is_number(kind: str) -> bool:
+    return kind.endswith("INT") or kind in ("INTEGER", "UINTEGER", "FLOAT", "DOUBLE") or kind.startswith("DECIMAL")
+
+
+def _not_opened(path: Path, error: duckdb.Error) -> HeadraceError:
+    text = _first_line(error)
+    if "Could not set lock" in text:
+        found = _HOLDER.search(text)
+        holder = f"process {found[2]}" + (f" ({found[1]})" if found[1] else "") if found else "another process"
+        return ExternalError(
+            f"DuckDB file {path} is in use: {holder} writes to it, and DuckDB lets no other process in meanwhile",
+            hint="ask again when that one (usually `headrace run`) has ended; "
+            "Parquet sinks can be asked at any time, with --parquet DIR",
+        )
+    if "not a valid DuckDB" in text:
+        return UserError(f"{path} is not a DuckDB file", hint="Parquet directories are asked with --parquet DIR")
+    return ExternalError(f"DuckDB file {path} cannot be opened: {text}")
+
+
+def _mistake(error: duckdb.Error, sql: str) -> UserError:
+    """DuckDB's message on one line, with the position in the query where it tells one."""
+    message = " ".join(_MARKER.sub("", str(error)).split())
+    found = _MARKER.search(str(error))
+    if found is None:
+        return UserError(message)
+    line, shown, indent = int(found[1]), found[2], len(found[3])
+    lines = sql.splitlines()
+    caret = indent - len(f"LINE {line}: ")
+    # Long lines are shown in part, with dots for what is left out.
+    start = 0
+    if shown.startswith("...") and line <= len(lines):
+        start = lines[line - 1].find(shown.removeprefix("...").removesuffix("..."))
+        caret -= len("...")
+    if start < 0 or caret < 0:
+        return UserError(f"{message} (line {line})")
+    return UserError(f"{message} (line {line}, column {start + caret + 1})")
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _name(value: str) -> str:
+    return '"' + value.replace('"', '""') + '"'
