@@ -26,19 +26,16 @@ SCHEMA_NAME = "values"
 class Decoders:
     """`engine.processing.DecoderSource` for one pipeline. Raises ValueError for columns that cannot be."""
 
-    def __init__(self, config: SchemaConfig, sink: Sink, executor: Executor, *, record_bytes_max: int) -> None:
+    def __init__(self, config: SchemaConfig, sink: Sink, executor: Executor) -> None:
         self._config = config
         self._sink = sink
         self._executor = executor
-        self._record_bytes_max = record_bytes_max
         self._inferring = asyncio.Lock()
         self._decoder: Decoder | None = None
         if config.format == "text":
-            self._decoder = TextDecoder(
-                trace=config.trace, on_null_value=config.on_null_value, record_bytes_max=record_bytes_max
-            )
+            self._decoder = TextDecoder(trace=config.trace, on_null_value=config.on_null_value)
         elif config.format == "raw":
-            self._decoder = RawDecoder(trace=config.trace, record_bytes_max=record_bytes_max)
+            self._decoder = RawDecoder(trace=config.trace)
         elif config.columns is not None:
             self._decoder = self._json(config.columns, rest=config.rest)
 
@@ -72,5 +69,4 @@ class Decoders:
             JsonDecoder,
             trace=self._config.trace,
             on_null_value=self._config.on_null_value,
-            record_bytes_max=self._record_bytes_max,
         )

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 
 from aiokafka import errors
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import collect_hosts
 from aiokafka.protocol.offset import OffsetRequest
 
 from connectors.kafka.metadata import DescribeTopics
+from connectors.kafka.refusals import refusal
 from connectors.kafka.settings import KafkaSettings
 from engine.batch import Stream
 from engine.deadline import Deadline
@@ -33,6 +35,12 @@ LATEST = -1
 #: Waits between tries: the first, and the longest.
 RETRY_SECONDS = 0.1
 RETRY_SECONDS_MAX = 2.0
+
+#: The least time that one try gets, however little is left to wait.
+TRY_SECONDS_MIN = 5.0
+
+#: What aiokafka says when it has no connection, whatever the reason is.
+NO_CONNECTION = (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.StaleMetadata, TimeoutError)
 
 #: How often a wait for a broker says so.
 SAY_SECONDS = 5.0
@@ -55,7 +63,11 @@ class Cluster:
         self._client: AIOKafkaClient | None = None
 
     async def open(self) -> None:
-        """Connect, retrying for ``broker_wait_seconds_max``. Raises BrokerUnavailable."""
+        """Connect, retrying for ``broker_wait_seconds_max``.
+
+        Raises BrokerUnavailable, UserError for certificates that cannot be read, and at once ExternalError
+        where the broker is there and TLS or SASL do not fit.
+        """
         await self._retried(self._bootstrap, "no broker")
 
     async def close(self) -> None:
@@ -80,8 +92,18 @@ class Cluster:
             lambda: self._offsets(topic, at, read_committed), f"no offsets of topic {topic!r}"
         )
 
+    async def call(self, work: Callable[[AIOKafkaClient], Awaitable[T]], what: str) -> T:
+        """``work`` on the open client, tried again while the broker stays away; ``what`` begins the complaint."""
+
+        async def once() -> T:
+            assert self._client is not None, "the cluster is not open"
+            return await work(self._client)
+
+        return await self._retried(once, what)
+
     async def _bootstrap(self) -> None:
-        client = AIOKafkaClient(**self._settings.client_arguments())
+        # Reads files, so not on the event loop.
+        client = AIOKafkaClient(**await asyncio.to_thread(self._settings.client_arguments))
         try:
             await client.bootstrap()
         except BaseException:
@@ -145,6 +167,12 @@ class Cluster:
                     found[partition] = None if offset < 0 else offset
         return found
 
+    def _addresses(self) -> list[tuple[str, int]]:
+        """Where the brokers are: as they say, or as the settings say until one has."""
+        if self._client is not None:
+            return [(broker.host, broker.port) for broker in self._client.cluster.brokers()]
+        return [(host, port) for host, port, _ in collect_hosts(self._settings.bootstrap)]
+
     async def _retried(self, call: Callable[[], Awaitable[T]], what: str) -> T:
         """The call's result, tried again with backoff while the broker stays away."""
         deadline = Deadline(self._clock, self._settings.broker_wait_seconds_max)
@@ -152,10 +180,13 @@ class Cluster:
         said = self._clock.monotonic() - SAY_SECONDS + 1.0
         while True:
             try:
-                return await call()
+                async with asyncio.timeout(max(deadline.seconds_left, TRY_SECONDS_MIN)):
+                    return await call()
             except (errors.KafkaError, OSError, TimeoutError) as error:
-                if isinstance(error, errors.AuthenticationFailedError | errors.UnsupportedSaslMechanismError):
-                    raise ExternalError(f"{self._settings.bootstrap}: authentication failed: {error}") from None
+                if isinstance(error, NO_CONNECTION):
+                    refused = await refusal(self._settings, self._addresses())
+                    if refused is not None:
+                        raise refused from None
                 if not deadline.seconds_left:
                     raise BrokerUnavailable(
                         f"{what} at {self._settings.bootstrap} within "

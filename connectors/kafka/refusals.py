@@ -48,16 +48,14 @@ async def _refusal_at(settings: KafkaSettings, host: str, port: int) -> External
     protocol = settings.security_protocol
     arguments = {key: value for key, value in settings.client_arguments().items() if key in _ARGUMENTS}
     try:
-        connection = await create_conn(
-            host, port, request_timeout_ms=int(QUESTION_SECONDS_MAX * 1000), **arguments
-        )
+        connection = await create_conn(host, port, request_timeout_ms=int(QUESTION_SECONDS_MAX * 1000), **arguments)
     except (errors.SaslAuthenticationFailed, errors.AuthenticationFailedError) as error:
         user = f"user {settings.sasl_username!r}, {settings.sasl_mechanism}"
         return ExternalError(f"{where} refuses {user}: {_text(error)}", hint=_CREDENTIALS)
     except errors.UnsupportedSaslMechanismError:
-        offered = ", ".join(await _mechanisms(settings, host, port)) or "others"
+        taken = ", ".join(await _mechanisms(settings, host, port)) or "others"
         return ExternalError(
-            f"{where} does not take kafka.sasl_mechanism = {settings.sasl_mechanism!r}; it takes {offered}"
+            f"{where} does not take kafka.sasl_mechanism = {settings.sasl_mechanism!r}; it takes {taken}"
         )
     except errors.IllegalSaslStateError:
         return _wrong_protocol(where, protocol, "it asks for no password", protocol.removeprefix("SASL_"))
@@ -158,4 +156,4 @@ def _wrong_protocol(where: str, protocol: str, why: str, fitting: str) -> Extern
 
 
 def _text(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).rpartition("] SaslAuthenticationFailed: ")[2]
+    return str(error.args[0]) if error.args and error.args[0] else type(error).__name__

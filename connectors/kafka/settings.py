@@ -28,7 +28,10 @@ class KafkaSettings:
     metadata_age_ms_max: int = 30_000
 
     def client_arguments(self) -> dict[str, object]:
-        """What every client of aiokafka takes. Raises UserError for certificates that cannot be read."""
+        """What every client of aiokafka takes; reads the certificates' files.
+
+        Raises UserError for files that cannot be used, and for SASL without user or password.
+        """
         arguments: dict[str, object] = {
             "bootstrap_servers": self.bootstrap,
             "client_id": self.client_id,
@@ -41,16 +44,41 @@ class KafkaSettings:
                 "sasl_plain_username": self.sasl_username,
                 "sasl_plain_password": self.sasl_password,
             }
+            credentials = {"sasl_username": self.sasl_username, "sasl_password": self.sasl_password}
+            missing = [f"kafka.{key}" for key, value in credentials.items() if not value]
+            if missing:
+                raise UserError(
+                    f"kafka.security_protocol = {self.security_protocol!r} needs {' and '.join(missing)}",
+                    hint="the password may come from the environment, as HEADRACE_SASL_PASSWORD",
+                )
         if self.security_protocol.endswith("SSL"):
             arguments["ssl_context"] = self._ssl_context()
         return arguments
 
     def _ssl_context(self) -> ssl.SSLContext:
+        for key in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+            path: Path | None = getattr(self, key)
+            try:
+                if path is not None:
+                    path.open("rb").close()
+            except OSError as error:
+                raise UserError(f"kafka.{key} = {str(path)!r} cannot be read: {error.strerror}") from None
+        if self.ssl_key_file is not None and self.ssl_cert_file is None:
+            raise UserError("kafka.ssl_key_file goes with kafka.ssl_cert_file, which is missing")
         try:
             context = ssl.create_default_context(cafile=self.ssl_ca_file)
-            if self.ssl_cert_file is not None:
-                context.load_cert_chain(self.ssl_cert_file, self.ssl_key_file)
-        except (OSError, ssl.SSLError) as error:
-            files = [str(path) for path in (self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file) if path]
-            raise UserError(f"the certificates {', '.join(files)} cannot be used: {error}") from None
+        except OSError as error:
+            raise UserError(
+                f"kafka.ssl_ca_file = {str(self.ssl_ca_file)!r} holds no certificates in PEM: {error}"
+            ) from None
+        if self.ssl_cert_file is not None:
+            try:
+                # With a password, if an empty one, OpenSSL does not ask for one on the terminal.
+                context.load_cert_chain(self.ssl_cert_file, self.ssl_key_file, password="")
+            except OSError as error:
+                files = " and ".join(repr(str(path)) for path in (self.ssl_cert_file, self.ssl_key_file) if path)
+                raise UserError(
+                    f"kafka.ssl_cert_file: {files} cannot be used: {error}",
+                    hint="valid are a certificate (and those that signed it) and its key, in PEM, not encrypted",
+                ) from None
         return context

@@ -8,6 +8,7 @@ nobody calls getmany for a while, so a fetch is always held open.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,8 @@ class KafkaSource:
 
     async def join(self, listener: ShardListener) -> None:
         consumer = AIOKafkaConsumer(
-            **self._settings.client_arguments(),
+            # Reads files, so not on the event loop.
+            **await asyncio.to_thread(self._settings.client_arguments),
             group_id=self._group_id,
             enable_auto_commit=False,
             auto_offset_reset="none",

@@ -218,8 +218,8 @@ def _quoted(path: Path) -> str:
 
 def _suggestions(directory: Path) -> list[str]:
     asked = {
-        "SELECT page, count(*) AS views FROM data GROUP BY page ORDER BY 2 DESC": f"--parquet {directory}/clicks",
+        "SELECT page, count(*) FROM data GROUP BY page ORDER BY 2 DESC": f"--parquet {directory}/clicks",
         "SELECT ts, host, path, status FROM data ORDER BY ts LIMIT 10": f"--parquet {directory}/failures",
-        "SELECT surface, count(*) AS n FROM runways GROUP BY ALL ORDER BY 2 DESC": f"--db {directory}/results.duckdb",
+        "SELECT surface, count(*) FROM runways GROUP BY ALL ORDER BY 2 DESC": f"--db {directory}/results.duckdb",
     }
     return [f'headrace query "{query}" {where}' for query, where in asked.items()]

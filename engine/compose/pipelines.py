@@ -147,7 +147,7 @@ def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
         record_bytes_max = min(record_bytes_max, (PAYLOAD_BYTES_MAX - ENVELOPE_BYTES_MAX) * 3 // 4)
     decoders = None
     if kind not in EVENT_KINDS:
-        decoders = Decoders(config.schema_, sink, shared.executor, record_bytes_max=record_bytes_max)
+        decoders = Decoders(config.schema_, sink, shared.executor)
     handler = _handler(name, config, shared, decoders)
     output = Output(sink, columns=_declared(config.function), trace=config.schema_.trace)
     return PipelineParts(

@@ -1,6 +1,6 @@
 """Values of records as typed Arrow columns: formats, column types, the schema, and what is wrong with a record."""
 
-from engine.values.decoder import BATCH_BYTES_MAX, RECORD_BYTES_MAX, Decoded, Decoder, OnNullValue
+from engine.values.decoder import BATCH_BYTES_MAX, Decoded, Decoder, OnNullValue
 from engine.values.documents import DEPTH_MAX
 from engine.values.json_decoder import JsonDecoder
 from engine.values.json_infer import infer
@@ -13,7 +13,6 @@ from engine.values.types import column_field, column_type, type_name_of
 __all__ = [
     "BATCH_BYTES_MAX",
     "DEPTH_MAX",
-    "RECORD_BYTES_MAX",
     "REST",
     "TRACE",
     "Decoded",

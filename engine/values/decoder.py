@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.batch import Batch
 from engine.protocols import Fault
 from engine.values.reasons import bounded
-
-#: Bytes of one record's value. What fits, base64-encoded, in the 6 MB of a Lambda payload: 6 MiB * 3 / 4.
-RECORD_BYTES_MAX = 4_718_592
 
 #: Bytes of values in one batch. String columns have 32-bit offsets, so a column must stay below 2 GiB; text
 #: of JSON columns can be up to four times as long as it was written (1e15 becomes 1000000000000000.0).
@@ -55,19 +51,6 @@ def values_of(batch: Batch) -> pa.BinaryArray:
     size = values.nbytes
     assert size <= BATCH_BYTES_MAX, f"a batch of {size:,} bytes of values; at most {BATCH_BYTES_MAX:,}"
     return values
-
-
-def too_large(values: pa.BinaryArray, record_bytes_max: int) -> dict[int, str]:
-    """Why, by row, for values of more than ``record_bytes_max`` bytes."""
-    sizes = pc.binary_length(values)
-    largest = pc.max(sizes).as_py()
-    if largest is None or largest <= record_bytes_max:
-        return {}
-    return {
-        row: f"the value is {size:,} bytes long; at most {record_bytes_max:,} are taken"
-        for row, size in enumerate(sizes.to_pylist())
-        if size is not None and size > record_bytes_max
-    }
 
 
 def null_rows(values: pa.BinaryArray) -> list[int]:

@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.values.decoder import null_rows, too_large
+from engine.values.decoder import null_rows
 from engine.values.reasons import Literal, describe, excerpt
 
 #: Levels of arrays and objects in one value, the outermost object included. orjson writes at most 254.
@@ -49,13 +49,11 @@ class Documents:
     nulls: list[int]
 
 
-def parse(values: pa.BinaryArray, record_bytes_max: int, placeholder: dict[str, Any]) -> Documents:
+def parse(values: pa.BinaryArray, placeholder: dict[str, Any]) -> Documents:
     """Parse each value of the array. Never raises for a value: what is wrong with it is in ``wrong``."""
-    wrong = too_large(values, record_bytes_max)
+    wrong: dict[int, str] = {}
     nulls = null_rows(values)
     raws: list[bytes] = (values.fill_null(b"") if nulls else values).to_pylist()
-    for row in wrong:
-        raws[row] = b""
     docs: list[Any] = []
     append, loads = docs.append, orjson.loads
     errors: dict[int, orjson.JSONDecodeError] = {}
@@ -66,7 +64,7 @@ def parse(values: pa.BinaryArray, record_bytes_max: int, placeholder: dict[str, 
             errors[len(docs)] = refused
             append(None)
     if set(map(type, docs)) != {dict}:
-        skip = {*nulls, *wrong}
+        skip = set(nulls)
         for row, doc in enumerate(docs):
             if type(doc) is not dict:
                 if row not in skip:

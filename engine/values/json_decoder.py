@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from engine.batch import Batch
 from engine.values.coercion import column
-from engine.values.decoder import RECORD_BYTES_MAX, Decoded, OnNullValue, settle, values_of
+from engine.values.decoder import Decoded, OnNullValue, settle, values_of
 from engine.values.documents import exact, has_float, may_be_rounded, parse, to_text
 from engine.values.schema import REST, declared, whole
 from engine.values.trace import trace_arrays
@@ -38,14 +38,12 @@ class JsonDecoder:
         rest: bool,
         trace: bool = True,
         on_null_value: OnNullValue = "fail",
-        record_bytes_max: int = RECORD_BYTES_MAX,
     ) -> None:
         fields = declared(columns)
         self._columns = [column(field) for field in fields]
         self._rest = rest
         self._trace = trace
         self._on_null_value = on_null_value
-        self._record_bytes_max = record_bytes_max
         self._names = [field.name for field in fields]
         self._known = frozenset(self._names)
         self._placeholder: dict[str, Any] = dict.fromkeys(self._names)
@@ -80,7 +78,7 @@ class JsonDecoder:
 
     def _decode(self, values: pa.BinaryArray) -> tuple[list[pa.Array], dict[int, str], list[int]]:
         """Arrays of the declared columns and ``_rest`` with a row for each value, reasons, rows that are null."""
-        documents = parse(values, self._record_bytes_max, self._placeholder)
+        documents = parse(values, self._placeholder)
         docs, raws, wrong = documents.docs, documents.raws, documents.wrong
         arrays = []
         for name, one in zip(self._names, self._columns, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from engine.batch import Batch
-from engine.values.decoder import RECORD_BYTES_MAX, values_of
+from engine.values.decoder import values_of
 from engine.values.documents import exact, parse
 from engine.values.reasons import Literal, json_type
 from engine.values.schema import declared, is_reserved
@@ -22,7 +22,7 @@ NAME_CHARS_MAX = 255  #: members of longer names are left to ``_rest``
 _DOUBLE_EXACT_MAX = 2**53  # beyond, a double does not hold each integer
 
 
-def infer(batch: Batch, *, record_bytes_max: int = RECORD_BYTES_MAX) -> pa.Schema:
+def infer(batch: Batch) -> pa.Schema:
     """Columns for the members of the records that parse, in order of first appearance; without ``_rest`` and trace.
 
     Integers give BIGINT, other numbers DOUBLE, strings VARCHAR, true and false BOOLEAN; arrays, objects,
@@ -31,7 +31,7 @@ def infer(batch: Batch, *, record_bytes_max: int = RECORD_BYTES_MAX) -> pa.Schem
     an earlier one only in case. A batch of which no record parses gives a schema without columns.
     """
     values = values_of(batch)
-    documents = parse(values, record_bytes_max, {})
+    documents = parse(values, {})
     seen: dict[str, set[str]] = {}
     for row, doc in enumerate(documents.docs):
         if row not in documents.wrong and doc:

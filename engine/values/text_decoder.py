@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from engine.batch import Batch
-from engine.values.decoder import RECORD_BYTES_MAX, Decoded, OnNullValue, null_rows, settle, too_large, values_of
+from engine.values.decoder import Decoded, OnNullValue, null_rows, settle, values_of
 from engine.values.schema import whole
 from engine.values.trace import trace_arrays
 
@@ -15,7 +15,7 @@ _LINE = pa.field("line", pa.string(), nullable=False)
 class TextDecoder:
     """One VARCHAR column ``line``: the value as it is, line ends and byte order marks included.
 
-    An empty value is an empty line. Invalid UTF-8, a null value and a value that is too large are faults.
+    An empty value is an empty line. Invalid UTF-8 and a null value are faults.
     """
 
     def __init__(
@@ -23,11 +23,9 @@ class TextDecoder:
         *,
         trace: bool = True,
         on_null_value: OnNullValue = "fail",
-        record_bytes_max: int = RECORD_BYTES_MAX,
     ) -> None:
         self._trace = trace
         self._on_null_value = on_null_value
-        self._record_bytes_max = record_bytes_max
         self._schema = whole([_LINE], trace=trace)
 
     @property
@@ -39,7 +37,7 @@ class TextDecoder:
         """Decode every record of the batch; a record that is refused costs itself alone."""
         values = values_of(batch)
         nulls = null_rows(values)
-        wrong = too_large(values, self._record_bytes_max)
+        wrong: dict[int, str] = {}
         filled = values.fill_null(b"") if nulls else values
         try:
             lines = filled.cast(pa.string())

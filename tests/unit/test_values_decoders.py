@@ -9,7 +9,6 @@ import pytest
 from engine.batch import Batch, from_rows
 from engine.values import (
     DEPTH_MAX,
-    RECORD_BYTES_MAX,
     Decoder,
     JsonDecoder,
     RawDecoder,
@@ -152,18 +151,6 @@ def test_null_values() -> None:
         dropped = decoder.decode(batch)
         assert (dropped.columns.num_rows, dropped.faults, dropped.dropped) == (2, (), 2)
     assert RawDecoder().decode(batch).columns.column("value").to_pylist()[1] is None
-
-
-@pytest.mark.parametrize("decoder", [JsonDecoder({}, rest=True), TextDecoder(), RawDecoder()])
-def test_record_too_large(decoder: Decoder) -> None:
-    """A 5 MB record is a fault with its size; the largest that is allowed is not."""
-    largest = b'{"a":"' + b"x" * (RECORD_BYTES_MAX - 8) + b'"}'
-    assert len(largest) == RECORD_BYTES_MAX
-    decoded = decoder.decode(batch_of(largest, largest + b" ", b'{"a":1}'))
-    assert decoded.columns.num_rows == 2
-    [fault] = decoded.faults
-    assert fault.offset == 1
-    assert "4,718,593 bytes" in fault.reason
 
 
 def test_depth() -> None:
