@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from engine import config_file
+from engine.config import KafkaConfig
 from engine.errors import UserError
 
 BOOTSTRAP_VARIABLE = "HEADRACE_BOOTSTRAP"
@@ -23,6 +26,19 @@ Bootstrap = Annotated[
         help=f"The cluster; by default ${BOOTSTRAP_VARIABLE}, or else {BOOTSTRAP_DEFAULT}.",
     ),
 ]
+
+#: ``--config``; give what it holds to `kafka_option`.
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="A headrace.toml: its [kafka] table says how to reach the cluster."
+    ),
+]
+
+
+def kafka_option(file: Path | None) -> KafkaConfig:
+    """The [kafka] table of a configuration. Raises ConfigError for a file that is no configuration."""
+    return KafkaConfig() if file is None else config_file.load(file).kafka
 
 
 def bootstrap_option(given: str | None, configured: str | None = None) -> str:

@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from engine import logs
-from engine.cli.options import Bootstrap, bootstrap_option
+from engine.cli.options import Bootstrap, ConfigFile, bootstrap_option, kafka_option
 from engine.cli.progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ _RATE = typer.Option(metavar="N", help="Events per second, fractions too; as fas
 _PARTITIONS = typer.Option(metavar="N", help="Of a topic that is made, 4 by default; else it has to have them.")
 _FORMAT = typer.Option("--format", help="auto goes by the file's name, then by its first byte.")
 _TIMESTAMP = typer.Option(metavar="FIELD", help="The event's time: ms since 1970, or ISO 8601; now when left out.")
-_WAIT = typer.Option("--broker-wait", metavar="SECONDS", min=0.0, help="How long to wait for a broker.")
+_WAIT = typer.Option(
+    "--broker-wait", metavar="SECONDS", min=0.0, help="How long to wait for a broker; else as configured, or 60."
+)
 _JSON = typer.Option("--json", help="The closing line as JSON on standard output.")
 
 
@@ -36,9 +38,10 @@ def produce(
     rate: Annotated[float | None, _RATE] = None,
     partitions: Annotated[int | None, _PARTITIONS] = None,
     bootstrap: Bootstrap = None,
+    config: ConfigFile = None,
     value_format: Annotated[Literal["auto", "ndjson", "text", "parquet"], _FORMAT] = "auto",
     timestamp: Annotated[str | None, _TIMESTAMP] = None,
-    broker_wait: Annotated[float, _WAIT] = 60.0,
+    broker_wait: Annotated[float | None, _WAIT] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Bring the events of files into a topic, in order, acknowledged by all replicas.
@@ -50,14 +53,16 @@ def produce(
     \b
         headrace produce clicks events.ndjson.gz --key user --partitions 8
         tail -f access.log | headrace produce logs - --format text
+        headrace produce clicks events.parquet --config headrace.toml
 
     Exit codes: 0; 2 for a file, a line or an option; 3 for the broker; 130 after Ctrl-C.
     """
     from engine.compose import produce as compose
 
     logs.configure(json=as_json)
+    kafka = kafka_option(config)
     plan = compose.Plan(
-        bootstrap=bootstrap_option(bootstrap),
+        bootstrap=bootstrap_option(bootstrap, kafka.bootstrap),
         topic=topic,
         files=files,
         value_format=value_format,
@@ -66,6 +71,7 @@ def produce(
         rate_events=rate,
         partitions=partitions,
         broker_wait_seconds_max=broker_wait,
+        kafka=kafka,
     )
     with ProgressReport(f"producing to {topic}", quiet=as_json) as report:
         produced = _run(

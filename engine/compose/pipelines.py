@@ -21,16 +21,15 @@ from connectors.parquet import ParquetSink
 from engine.batching import Batcher
 from engine.budget import ByteBudget
 from engine.checkpoint import CheckpointSink
-from engine.cli.options import bootstrap_option
 from engine.clock import SystemClock
 from engine.compose.handlers import ENVELOPE_BYTES_MAX, build_handler, payload_bytes_of
+from engine.compose.kafka import kafka_settings
 from engine.config import (
     EVENT_KINDS,
     PAYLOAD_BYTES_MAX,
     Config,
     DuckDBSinkConfig,
     FunctionConfig,
-    KafkaConfig,
     NoSinkConfig,
     ParquetSinkConfig,
     PipelineConfig,
@@ -47,7 +46,6 @@ from engine.protocols import Clock, Destination, Handler, Sink, Source
 from engine.runtime import Runtime
 from engine.values import column_field
 
-PASSWORD_VARIABLE = "HEADRACE_SASL_PASSWORD"  # noqa: S105 - the name of a variable
 PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
 
 #: The part of memory_bytes_max that DuckDB gets where a pipeline writes to DuckDB; the rest is for records.
@@ -57,26 +55,6 @@ DUCKDB_SHARE = 0.5
 KAFKA_RETRIES_MAX = 10
 
 Phase = Callable[[str], None]
-
-
-def kafka_settings(config: KafkaConfig, bootstrap: str | None = None) -> KafkaSettings:
-    """``bootstrap`` (of the command line) outranks the configuration, which outranks the environment."""
-    password = config.sasl_password.get_secret_value() if config.sasl_password is not None else None
-    return KafkaSettings(
-        bootstrap=bootstrap_option(bootstrap, config.bootstrap),
-        client_id=config.client_id,
-        security_protocol=config.security_protocol,
-        sasl_mechanism=config.sasl_mechanism,
-        sasl_username=config.sasl_username,
-        sasl_password=password or os.environ.get(PASSWORD_VARIABLE),
-        ssl_ca_file=config.ssl_ca_file,
-        ssl_cert_file=config.ssl_cert_file,
-        ssl_key_file=config.ssl_key_file,
-        broker_wait_seconds_max=config.broker_wait_seconds_max,
-        session_timeout_ms=config.session_timeout_ms,
-        heartbeat_interval_ms=config.heartbeat_interval_ms,
-        metadata_age_ms_max=config.metadata_age_ms_max,
-    )
 
 
 @dataclass
@@ -111,16 +89,7 @@ def build_runtime(
     Imports the users' handlers; reaches neither broker nor sinks. ``phase`` hears the name of each step of the
     work, in whatever thread takes it; without one, HEADRACE_PHASE_LOG may name a file to write them to.
     """
-    writes_duckdb = any(isinstance(pipeline.sink, DuckDBSinkConfig) for pipeline in config.pipelines.values())
-    records_share = 1.0 - DUCKDB_SHARE if writes_duckdb else 1.0
-    shared = _Shared(
-        config=config,
-        settings=kafka_settings(config.kafka, bootstrap),
-        clock=SystemClock(),
-        executor=ThreadPoolExecutor(config.engine.handler_threads_max, thread_name_prefix="headrace-decode"),
-        budget=ByteBudget(int(config.engine.memory_bytes_max * records_share)),
-        phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
-    )
+    shared = _share(config, bootstrap, phase)
     pipelines = []
     faults = []
     for name, pipeline in config.pipelines.items():
@@ -135,6 +104,27 @@ def build_runtime(
     if faults:
         raise ConfigError("the pipelines cannot be built", faults)
     return Runtime(pipelines)
+
+
+def build_ends(config: Config, name: str, *, bootstrap: str | None = None) -> tuple[KafkaSource, Sink]:
+    """The source and the sink of one pipeline alone, for commands that look at its position or move it."""
+    shared = _share(config, bootstrap, None)
+    pipeline = config.pipelines[name]
+    source = _source(name, pipeline, shared)
+    return source, _sink(name, pipeline, shared, source, None)
+
+
+def _share(config: Config, bootstrap: str | None, phase: Phase | None) -> _Shared:
+    writes_duckdb = any(isinstance(pipeline.sink, DuckDBSinkConfig) for pipeline in config.pipelines.values())
+    records_share = 1.0 - DUCKDB_SHARE if writes_duckdb else 1.0
+    return _Shared(
+        config=config,
+        settings=kafka_settings(config.kafka, bootstrap),
+        clock=SystemClock(),
+        executor=ThreadPoolExecutor(config.engine.handler_threads_max, thread_name_prefix="headrace-decode"),
+        budget=ByteBudget(int(config.engine.memory_bytes_max * records_share)),
+        phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
+    )
 
 
 def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from connectors.event_files import EventFile, Events, Format, open_files
 from connectors.kafka.producer import Produced, Producer
-from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import target_topic
 from engine.clock import SystemClock
+from engine.compose.kafka import kafka_settings
+from engine.config import KafkaConfig
 from engine.errors import UserError
 
 __all__ = ["PARTITIONS_DEFAULT", "Format", "Plan", "Produced", "produce"]
@@ -28,7 +30,10 @@ Tell = Callable[[float | None, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be produced. ``partitions`` is None where any number will do."""
+    """What is to be produced. ``partitions`` is None where any number will do.
+
+    ``kafka`` says how to reach the cluster, but for what ``bootstrap`` and ``broker_wait_seconds_max`` say.
+    """
 
     bootstrap: str
     topic: str
@@ -38,7 +43,8 @@ class Plan:
     timestamp: str | None = None
     rate_events: float | None = None
     partitions: int | None = None
-    broker_wait_seconds_max: float = 60.0
+    broker_wait_seconds_max: float | None = None
+    kafka: KafkaConfig = KafkaConfig()
 
 
 async def produce(plan: Plan, tell: Tell = lambda _part, _events: None) -> Produced:
@@ -54,7 +60,9 @@ async def produce(plan: Plan, tell: Tell = lambda _part, _events: None) -> Produ
     files = await asyncio.to_thread(
         open_files, plan.files, plan.value_format, key=plan.key, timestamp=plan.timestamp
     )
-    settings = KafkaSettings(bootstrap=plan.bootstrap, broker_wait_seconds_max=plan.broker_wait_seconds_max)
+    settings = kafka_settings(plan.kafka, plan.bootstrap)
+    if plan.broker_wait_seconds_max is not None:
+        settings = dataclasses.replace(settings, broker_wait_seconds_max=plan.broker_wait_seconds_max)
     topic = await target_topic(
         settings, SystemClock(), plan.topic, partitions=plan.partitions or PARTITIONS_DEFAULT
     )

@@ -335,6 +335,19 @@ class SinkSuite:
         assert await other.adopt_schema("a/../b", ROWS) == ROWS
         await other.close()
 
+    async def test_a_schema_keeps_what_its_fields_say(self, sink: Sink, storage: SinkStorage) -> None:
+        """The mark that a text column holds JSON outlives the process: without it a later run would read text."""
+        marked = pa.schema([pa.field("doc", pa.string(), metadata={b"headrace.type": b"JSON"})])
+        for name in ("value", "rows"):
+            await sink.adopt_schema(name, marked)
+        other = storage.sink()
+        await other.open(STREAM)
+        for name in ("value", "rows"):
+            found = await other.schema(name)
+            assert found is not None
+            assert found.equals(marked, check_metadata=True)
+        await other.close()
+
     async def test_rows_of_another_schema_are_refused(self, sink: Sink, storage: SinkStorage) -> None:
         """Rows have one schema; a table with another is a bug that names the column."""
         writer = await sink.acquire(0)

@@ -319,6 +319,16 @@ def test_sizes_are_those_of_the_events(
         assert total == len(orjson.dumps(build(made.head(count))))
 
 
+@pytest.mark.parametrize("timestamp", [-1, 0, 10**14 - 1, 10**14, 10**15 + 7, 2**53 + 1, 2**62 + 5, 2**63 - 1])
+def test_sizes_of_timestamps_at_their_bounds(timestamp: int) -> None:
+    """Float seconds lose digits far in the future; the sizes follow."""
+    made = batch((1, timestamp, b"k", b"v", []))
+    for build, payload in MEASURES:
+        assert int(payload.payload_bytes(made).sum()) + payload.envelope_bytes(made) == len(
+            orjson.dumps(build(made))
+        )
+
+
 def test_sizes_of_a_null_list_of_headers() -> None:
     """A source may leave the headers column null; that is a record without headers."""
     records = pa.RecordBatch.from_pylist(
