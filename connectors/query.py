@@ -174,7 +174,7 @@ def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, bool
 
 @contextlib.contextmanager
 def _confined(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """No files but those allowed before, and no settings. What memory does not hold goes to a temporary directory."""
+    """No files but those allowed before, and no settings. What memory cannot hold goes to a temporary place."""
     with tempfile.TemporaryDirectory(prefix="headrace-query-") as spill:
         connection.execute(f"SET temp_directory = {_text(spill)}")
         connection.execute("SET TimeZone = 'UTC'")
@@ -185,7 +185,13 @@ def _confined(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 
 def _without_end(text: str) -> str:
-    return text.strip().rstrip(";").rstrip()
+    """The text up to the semicolons at its end, and without the comments after them."""
+    encoded = text.encode()  # the tokenizer counts bytes, and gives no comments
+    for offset, _kind in reversed(duckdb.tokenize(text)):
+        if encoded[offset : offset + 1] != b";":
+            break
+        encoded = encoded[:offset]
+    return encoded.decode().strip()
 
 
 def _unique(names: Sequence[str]) -> list[str]:

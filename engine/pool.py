@@ -214,15 +214,33 @@ class ShardPool:
                 log.warning("%s: %s; trying again", shard.label, error)
             if shard.statistics().commits:
                 wait = RESTART_SECONDS  # it got somewhere: this is no failure that repeats itself
-            await shard.pause(wait)
-            wait = min(wait * 2, RESTART_SECONDS_MAX)
-            if shard.is_stopping:
+            if not await self._is_ours(shard, wait):
                 return
+            wait = min(wait * 2, RESTART_SECONDS_MAX)
             self._former = self._former.plus(shard.statistics())
             again = self._shard(shard.partition)
             _, task = self._owned[shard.partition]
             self._owned[shard.partition] = (again, task)
             shard = again
+
+    async def _is_ours(self, shard: Shard, wait: float) -> bool:
+        """After ``wait`` seconds or more: whether the group still gives us the shard. False once it is given up.
+
+        A member that was paused past its session does not know that it has lost its shards. Taking them over
+        again would be safe, but would disturb their new owner; a group commit tells, for it is fenced.
+        """
+        while True:
+            await shard.pause(wait)
+            if shard.is_stopping:
+                return False
+            try:
+                position = await self._tools.sink.position(shard.partition)
+                if position is not None:
+                    await self._tools.source.commit({shard.partition: position})
+                return True
+            except HeadraceError as error:
+                log.info("%s: not taken up again yet: %s", shard.label, error)
+                wait = min(wait * 2, RESTART_SECONDS_MAX)
 
     async def _is_done(self) -> bool:
         """Caught up, or nothing left that could go on."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.batch import Batch
+from engine.batching import PayloadBytes
 from engine.context import Context
 from engine.errors import DataError, HandlerError, HeadraceError, RowsRefused
 from engine.output import Output
@@ -39,12 +40,14 @@ class Policy:
 
     ``retries_max`` does not count the first attempt; -1 retries for ever (as on AWS). ``reports``: there is
     an on-failure destination. ``drops``: without one, let failed records go, as AWS does, instead of stopping.
+    ``record_bytes_max`` bounds a record's value, ``payload_bytes_max`` what it adds to an invocation's payload.
     """
 
     retries_max: int
     backoff_seconds: float
     backoff_seconds_max: float
     record_bytes_max: int
+    payload_bytes_max: int
     reports: bool
     drops: bool
 
@@ -83,6 +86,7 @@ class Processor:
         output: Output,
         policy: Policy,
         context: Callable[[], Context],
+        payload_bytes: PayloadBytes,
         clock: Clock,
         executor: Executor,
         phase: Callable[[str], None] | None = None,
@@ -94,6 +98,7 @@ class Processor:
         self._output = output
         self._policy = policy
         self._context = context
+        self._payload_bytes = payload_bytes
         self._clock = clock
         self._executor = executor
         self._phase = phase
@@ -125,12 +130,23 @@ class Processor:
         return not self._policy.reports and not self._policy.drops
 
     def _oversized(self, batch: Batch) -> dict[int, Cause]:
-        bound = self._policy.record_bytes_max
-        lengths = pc.fill_null(pc.binary_length(batch.records.column("value")), 0).to_numpy()
+        """Records that are too large by themselves, or whose event would be (AWS: MaximumPayloadSizeExceeded)."""
+        value_max, payload_max = self._policy.record_bytes_max, self._policy.payload_bytes_max
         offsets = batch.records.column("offset").to_numpy()
-        return {
-            int(offsets[at]): Cause(f"the value has {lengths[at]:,} bytes, more than record_bytes_max = {bound:,}")
-            for at in np.flatnonzero(lengths > bound)
+        payloads = self._payload_bytes(batch)
+        lengths = pc.fill_null(pc.binary_length(batch.records.column("value")), 0).to_numpy()
+        causes = {
+            int(offsets[at]): Cause(
+                f"it would add {payloads[at]:,} bytes to the invocation's payload, which may have {payload_max:,}",
+                "MaximumPayloadSizeExceeded",
+            )
+            for at in np.flatnonzero(payloads > payload_max)
+        }
+        return causes | {
+            int(offsets[at]): Cause(
+                f"the value has {lengths[at]:,} bytes, more than record_bytes_max = {value_max:,}"
+            )
+            for at in np.flatnonzero(lengths > value_max)
         }
 
     async def _head(self, batch: Batch, causes: Mapping[int, Cause], stopping: asyncio.Event) -> Processed:

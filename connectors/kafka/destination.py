@@ -126,7 +126,7 @@ class KafkaDestination:
     async def _close(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await writing.close(producer, abandon=True)  # deliver has waited for what counts
+            await writing.close(producer)  # deliver has waited for what counts
 
     def _refused(self, error: BaseException) -> DestinationUnavailable:
         where = f"on-failure topic {self._topic!r} on {self._settings.bootstrap}"

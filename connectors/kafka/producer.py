@@ -110,7 +110,7 @@ class Producer:
             await self._run(producer, iter(events))
         finally:
             self._stopping.set()
-            await writing.close(producer, abandon=True)  # whatever counts has been acknowledged
+            await writing.close(producer)  # whatever counts has been acknowledged
             self.produced.seconds = time.monotonic() - started
         self._settle()
         return self.produced

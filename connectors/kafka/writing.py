@@ -1,7 +1,7 @@
 """aiokafka's producer as headrace uses it: idempotent, acknowledged by all replicas, closed within a bound.
 
 An idempotent producer of aiokafka (0.14) sends a batch again until the broker takes it, however long that
-is, and its ``stop`` waits for that. `close` gives up on what is under way where it is told to.
+is, and its ``stop`` waits for that; `close` does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from engine.errors import BrokerUnavailable
 #: What a request may hold; brokers close a connection at 100 MB (``socket.request.max.bytes``).
 REQUEST_BYTES_MAX = 96 * 1024 * 1024
 
-CLOSE_SECONDS_MAX = 5.0
+#: For each step of closing.
+CLOSE_SECONDS_MAX = 1.0
 
 #: How long a broker may take to answer a request before it is sent again.
 ANSWER_SECONDS_MAX = 30.0
@@ -39,21 +40,34 @@ async def start(settings: KafkaSettings, *, batch_bytes: int, linger_ms: int = 0
         async with asyncio.timeout(settings.broker_wait_seconds_max):
             await producer.start()
     except (errors.KafkaError, OSError, TimeoutError) as error:
-        await close(producer, abandon=True)
+        await close(producer)
         raise BrokerUnavailable(f"{settings.bootstrap}: {str(error) or 'no answer in time'}") from None
     except BaseException:
-        await close(producer, abandon=True)
+        await close(producer)
         raise
     return producer
 
 
-async def close(producer: AIOKafkaProducer, *, abandon: bool) -> None:
-    """Close; with ``abandon``, without waiting for batches that no broker has acknowledged. Never raises."""
-    if abandon:
-        producer._message_accumulator.fail_all(errors.KafkaConnectionError("given up"))
+async def close(producer: AIOKafkaProducer) -> None:
+    """Close, and give up what no broker has acknowledged: callers have waited for what counts. Never raises."""
+    sender = producer._sender.sender_task
+    if sender is not None and not sender.done():
+        # The sender puts batches under way back into its queue before it ends, so it has to end before they fail.
+        sender.cancel()
+        await asyncio.wait([sender], timeout=CLOSE_SECONDS_MAX)
+        if not sender.done():  # it waits for an answer
+            await _close_client(producer)
+            sender.cancel()
+            await asyncio.wait([sender], timeout=CLOSE_SECONDS_MAX)
+    producer._message_accumulator.fail_all(errors.KafkaConnectionError("given up"))
     with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS_MAX):
             await producer.stop()
             return
-    with contextlib.suppress(errors.KafkaError, OSError):
-        await producer.client.close()
+    await _close_client(producer)
+
+
+async def _close_client(producer: AIOKafkaProducer) -> None:
+    with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS_MAX):
+            await producer.client.close()

@@ -138,7 +138,7 @@ def _prepare(directory: Path) -> None:
 
 
 async def _run_pipelines(config: Config, bootstrap: str) -> list[Ran]:
-    runtime = build_runtime(config, bootstrap=bootstrap, until_caught_up=True)
+    runtime = await asyncio.to_thread(build_runtime, config, bootstrap=bootstrap, until_caught_up=True)
     stopping = asyncio.Event()
 
     async def timed(pipeline: Pipeline) -> Ran:

@@ -1,4 +1,4 @@
-"""How to reach the cluster: the configuration's [kafka] table, the command line and the environment, put together."""
+"""How to reach the cluster: what the [kafka] table, the command line and the environment say of it."""
 
 from __future__ import annotations
 

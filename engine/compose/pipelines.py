@@ -48,7 +48,7 @@ from engine.values import column_field
 
 PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
 
-#: The part of memory_bytes_max that DuckDB gets where a pipeline writes to DuckDB; the rest is for records.
+#: The part of memory_bytes_max that DuckDB's instances share where there are any; the rest is for records.
 DUCKDB_SHARE = 0.5
 
 #: A Kafka mapping with endless retries and a destination is capped at ten retries on AWS.
@@ -67,7 +67,14 @@ class _Shared:
     executor: Executor
     budget: ByteBudget
     phase: Phase | None
+    duckdb_bytes_max: int
     databases: dict[Path, Database] = field(default_factory=dict)
+
+    def payload_bytes_max(self, kind: str) -> int:
+        """How much of records one invocation may hold."""
+        if kind in EVENT_KINDS:
+            return PAYLOAD_BYTES_MAX - ENVELOPE_BYTES_MAX
+        return max(1, self.config.engine.shard_bytes_max // 2)
 
     def database(self, sink: DuckDBSinkConfig) -> Database:
         path = sink.path.resolve()
@@ -75,7 +82,7 @@ class _Shared:
             self.databases[path] = Database(
                 path,
                 lock_wait_seconds_max=sink.lock_wait_seconds_max,
-                memory_limit_bytes=int(self.config.engine.memory_bytes_max * DUCKDB_SHARE),
+                memory_limit_bytes=self.duckdb_bytes_max,
                 clock=self.clock,
             )
         return self.databases[path]
@@ -115,16 +122,26 @@ def build_ends(config: Config, name: str, *, bootstrap: str | None = None) -> tu
 
 
 def _share(config: Config, bootstrap: str | None, phase: Phase | None) -> _Shared:
-    writes_duckdb = any(isinstance(pipeline.sink, DuckDBSinkConfig) for pipeline in config.pipelines.values())
-    records_share = 1.0 - DUCKDB_SHARE if writes_duckdb else 1.0
+    memory = config.engine.memory_bytes_max
+    duckdbs = _duckdbs(config)
+    duckdb_bytes = int(memory * DUCKDB_SHARE) if duckdbs else 0
     return _Shared(
         config=config,
         settings=kafka_settings(config.kafka, bootstrap),
         clock=SystemClock(),
         executor=ThreadPoolExecutor(config.engine.handler_threads_max, thread_name_prefix="headrace-decode"),
-        budget=ByteBudget(int(config.engine.memory_bytes_max * records_share)),
+        budget=ByteBudget(memory - duckdb_bytes),
         phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
+        duckdb_bytes_max=duckdb_bytes // max(1, duckdbs),
     )
+
+
+def _duckdbs(config: Config) -> int:
+    """How many DuckDB instances the pipelines will run: one for each file, and one for each query."""
+    pipelines = [pipeline for pipeline in config.pipelines.values() if pipeline.enabled]
+    files = {pipeline.sink.path.resolve() for pipeline in pipelines if isinstance(pipeline.sink, DuckDBSinkConfig)}
+    queries = [pipeline for pipeline in pipelines if pipeline.function and pipeline.function.kind == "sql"]
+    return len(files) + len(queries)
 
 
 def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
@@ -132,9 +149,7 @@ def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
     destination = _destination(name, config, shared, source)
     sink = _sink(name, config, shared, source, destination)
     kind = config.function.kind if config.function is not None else "arrow"
-    record_bytes_max = config.source.record_bytes_max
-    if kind in EVENT_KINDS:
-        record_bytes_max = min(record_bytes_max, (PAYLOAD_BYTES_MAX - ENVELOPE_BYTES_MAX) * 3 // 4)
+    payload_bytes_max = shared.payload_bytes_max(kind)
     decoders = None
     if kind not in EVENT_KINDS:
         decoders = Decoders(config.schema_, sink, shared.executor)
@@ -153,14 +168,15 @@ def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
             handler=handler,
             decoders=decoders,
             output=output,
-            policy=_policy(kind, config, record_bytes_max),
+            policy=_policy(kind, config, payload_bytes_max),
             context=_context(name, config.function),
+            payload_bytes=payload_bytes_of(handler),
             clock=shared.clock,
             executor=shared.executor,
             phase=shared.phase,
         ),
         destination=destination,
-        batcher=_batcher(kind, config, shared, handler),
+        batcher=_batcher(config, handler, payload_bytes_max),
         budget=shared.budget,
         clock=shared.clock,
         shard_bytes_max=shared.config.engine.shard_bytes_max,
@@ -243,6 +259,7 @@ def _handler(name: str, config: PipelineConfig, shared: _Shared, decoders: Decod
         function_name=function.name or name,
         bootstrap_servers=shared.settings.bootstrap,
         schema=decoders.schema if decoders is not None else None,
+        memory_bytes_max=shared.duckdb_bytes_max if function.kind == "sql" else None,
     )
 
 
@@ -252,7 +269,7 @@ def _declared(function: FunctionConfig | None) -> pa.Schema | None:
     return pa.schema([column_field(name, kind) for name, kind in function.columns.items()])
 
 
-def _policy(kind: str, config: PipelineConfig, record_bytes_max: int) -> Policy:
+def _policy(kind: str, config: PipelineConfig, payload_bytes_max: int) -> Policy:
     source = config.source
     reports = source.destination_config.on_failure is not None
     retries_max = source.maximum_retry_attempts
@@ -262,7 +279,8 @@ def _policy(kind: str, config: PipelineConfig, record_bytes_max: int) -> Policy:
         retries_max=retries_max,
         backoff_seconds=source.retry_backoff_seconds,
         backoff_seconds_max=source.retry_backoff_seconds_max,
-        record_bytes_max=record_bytes_max,
+        record_bytes_max=source.record_bytes_max,
+        payload_bytes_max=payload_bytes_max,
         reports=reports,
         drops=source.on_exhausted == "drop",
     )
@@ -288,12 +306,7 @@ def _context(name: str, function: FunctionConfig | None) -> Callable[[], Context
     return make
 
 
-def _batcher(kind: str, config: PipelineConfig, shared: _Shared, handler: Handler) -> Callable[[], Batcher]:
-    if kind in EVENT_KINDS:
-        payload_bytes_max = PAYLOAD_BYTES_MAX - ENVELOPE_BYTES_MAX
-    else:
-        payload_bytes_max = max(1, shared.config.engine.shard_bytes_max // 2)
-
+def _batcher(config: PipelineConfig, handler: Handler, payload_bytes_max: int) -> Callable[[], Batcher]:
     def make() -> Batcher:
         return Batcher(
             records_max=config.source.batch_size,

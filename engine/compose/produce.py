@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from connectors.event_files import EventFile, Events, Format, open_files
 from connectors.kafka.producer import Produced, Producer
@@ -44,7 +44,7 @@ class Plan:
     rate_events: float | None = None
     partitions: int | None = None
     broker_wait_seconds_max: float | None = None
-    kafka: KafkaConfig = KafkaConfig()
+    kafka: KafkaConfig = field(default_factory=KafkaConfig)
 
 
 async def produce(plan: Plan, tell: Tell = lambda _part, _events: None) -> Produced:

@@ -99,10 +99,19 @@ class EngineProcess:
             time.sleep(0.01)
         raise AssertionError(f"phase {phase!r} was not reached; {self.said()}")
 
+    def wait_for_next(self, phase: str, seconds_max: float = 60.0) -> None:
+        """Return when the process has reached ``phase`` once more than now."""
+        before = self.phases().count(phase)
+        deadline = time.monotonic() + seconds_max
+        while self.phases().count(phase) <= before:
+            assert time.monotonic() < deadline, f"phase {phase!r} did not come again; {self.said()}"
+            time.sleep(0.01)
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
     def kill(self) -> None:
+        """SIGKILL, which reaches a stopped process too."""
         self._process.kill()
         self._process.wait(30)
 

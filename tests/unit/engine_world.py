@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from connectors.memory import MemoryCluster, MemoryDestination, MemoryLog, MemorySink, MemorySource, MemoryStore
 from engine.batch import Batch, from_rows
-from engine.batching import Batcher
+from engine.batching import Batcher, value_bytes
 from engine.budget import ByteBudget
 from engine.config import SourceConfig
 from engine.context import Context
@@ -77,6 +77,7 @@ def policy(**changes: Any) -> Policy:
         backoff_seconds=0.001,
         backoff_seconds_max=0.002,
         record_bytes_max=1_000_000,
+        payload_bytes_max=1_000_000,
         reports=False,
         drops=False,
     )
@@ -156,6 +157,7 @@ class EngineWorld:
             output=output,
             policy=rules or policy(reports=destination is not None),
             context=context,
+            payload_bytes=value_bytes,
             clock=self.clock,
             executor=ThreadPoolExecutor(1),
         )

@@ -55,8 +55,8 @@ def directory(tmp_path: Path) -> Path:
 def test_json_is_full_and_valid() -> None:
     """Every value comes whole: large integers, decimals, nanoseconds, numbers that JSON has no word for."""
     result = run(
-        "SELECT 170141183460469231731687303715884105727::HUGEINT AS h, 12345678901234567890.123456789::DECIMAL(38,9)"
-        " AS d, TIMESTAMP_NS '2024-01-01 00:00:00.123456789' AS t, 'NaN'::DOUBLE AS n, [1, '-inf'::DOUBLE] AS l,"
+        "SELECT 170141183460469231731687303715884105727::HUGEINT AS h,"
+        " 12345678901234567890.123456789::DECIMAL(38,9) AS d, TIMESTAMP_NS '2024-01-01 00:00:00.123456789' AS t, 'NaN'::DOUBLE AS n, [1, '-inf'::DOUBLE] AS l,"
         " 'NaN \"Infinity' AS s, NULL AS u, 1 AS a, 2 AS a",
         "--json",
     )
@@ -75,7 +75,7 @@ def test_csv_tells_null_from_empty() -> None:
     result = run(sql, "--csv")
     assert result.stdout.splitlines()[0] == "a,b,c,d,e"
     assert result.stdout.split("\n", 1)[1].startswith(',"",')
-    row = list(csv.reader(io.StringIO(result.stdout, newline="")))[1]
+    row = list(csv.reader(io.StringIO(result.stdout_bytes.decode(), newline="")))[1]
     assert row == ["", "", 'x,"y', "1\r\n2", " s "]
     assert csv_line(["a", None, ""]) == 'a,,""\n'
 
@@ -94,7 +94,7 @@ def test_a_table_that_is_cut_says_so(database: Path) -> None:
     result = run("FROM t", "--db", str(database))
     assert len(result.stdout.splitlines()) == 1002
     assert "only 1,000 rows" in result.stderr
-    result = run("SELECT NULL AS a, e'x\\ny' AS b, 7 AS long_name")
+    result = run("SELECT NULL::VARCHAR AS a, e'x\\ny' AS b, 7 AS long_name")
     assert result.stdout == "a     b     long_name\n----  ----  ---------\nNULL  x\\ny          7\n"
     assert result.stderr == ""
 
@@ -172,8 +172,21 @@ def test_mistakes_have_one_line_and_a_position(sql: str, message: str) -> None:
     assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("sql", ["DESCRIBE t", "SHOW TABLES", "SUMMARIZE t", "VALUES (1)", "WITH a AS (FROM t) FROM a",
-                                 "PIVOT (FROM t LIMIT 2) ON v USING sum(i)", "EXPLAIN FROM t", "FROM t LIMIT 1; -- x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DESCRIBE t",
+        "SHOW TABLES",
+        "SUMMARIZE t",
+        "VALUES (1)",
+        "WITH a AS (FROM t) FROM a",
+        "PIVOT (FROM t LIMIT 2) ON v USING sum(i)",
+        "EXPLAIN FROM t",
+        "FROM t LIMIT 1; -- 'ä;",
+        "FROM t LIMIT 1 -- x;",
+        "SELECT ';ä' AS a;; /* ; */",
+    ],
+)
 def test_every_form_of_question(sql: str, database: Path) -> None:
     """All that DuckDB takes for a reading statement is answered."""
     result = run(sql, "--db", str(database))
