@@ -34,17 +34,25 @@ class KafkaConfig(Model):
     """The cluster. ``bootstrap`` may be left to --bootstrap or HEADRACE_BOOTSTRAP."""
 
     bootstrap: str | None = Field(None, description="host:port[,host:port...]")
-    client_id: str = "headrace"
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = Field(None, description="or HEADRACE_SASL_PASSWORD")
-    ssl_ca_file: Path | None = None
-    ssl_cert_file: Path | None = None
-    ssl_key_file: Path | None = None
-    broker_wait_seconds_max: float = Field(60.0, ge=0)
-    session_timeout_ms: int = Field(10_000, ge=1_000, le=300_000)
-    heartbeat_interval_ms: int = Field(3_000, ge=100)
+    client_id: str = Field("headrace", description="how the broker names this client in its logs")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="Kafka's security.protocol"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="Kafka's sasl.mechanism"
+    )
+    sasl_username: str | None = Field(None, description="goes with SASL_PLAINTEXT and SASL_SSL")
+    sasl_password: SecretStr | None = Field(
+        None, description="better in the variable HEADRACE_SASL_PASSWORD; never shown"
+    )
+    ssl_ca_file: Path | None = Field(None, description="PEM; the system's authorities when left out")
+    ssl_cert_file: Path | None = Field(None, description="PEM; this client's certificate")
+    ssl_key_file: Path | None = Field(None, description="PEM; the key of that certificate")
+    broker_wait_seconds_max: float = Field(60.0, ge=0, description="how long a broker that is away is waited for")
+    session_timeout_ms: int = Field(
+        10_000, ge=1_000, le=300_000, description="a member that is silent for so long loses its shards"
+    )
+    heartbeat_interval_ms: int = Field(3_000, ge=100, description="at most half of session_timeout_ms")
     metadata_age_ms_max: int = Field(30_000, ge=100, description="how soon a new partition is seen")
 
     @model_validator(mode="after")
@@ -57,10 +65,12 @@ class KafkaConfig(Model):
 class EngineConfig(Model):
     """Bounds of the whole process."""
 
-    drain_seconds_max: float = Field(30.0, gt=0, le=600)
+    drain_seconds_max: float = Field(
+        30.0, gt=0, le=600, description="for finishing and committing when shards are revoked, or at SIGTERM"
+    )
     memory_bytes_max: int = Field(536_870_912, ge=33_554_432, description="records in flight and DuckDB together")
     shard_bytes_max: int = Field(33_554_432, ge=1_048_576, description="records in flight of one shard")
-    handler_threads_max: int = Field(8, ge=1, le=256)
+    handler_threads_max: int = Field(8, ge=1, le=256, description="for decoding, and for each pipeline's handler")
 
 
 class DestinationConfig(Model):
@@ -83,20 +93,46 @@ class DestinationConfig(Model):
 class SourceConfig(Model):
     """What an event source mapping can be told."""
 
-    topic: str = Field(min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$")
-    starting_position: Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP"] = "TRIM_HORIZON"
-    starting_position_timestamp: dt.datetime | None = None
-    batch_size: int = Field(100, ge=1, le=1_000_000)
-    maximum_batching_window_in_seconds: float = Field(0.5, ge=0, le=300)
-    maximum_retry_attempts: int = Field(-1, ge=-1, le=10_000)
+    topic: str = Field(
+        min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$", description="a pipeline reads exactly one"
+    )
+    starting_position: Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP"] = Field(
+        "TRIM_HORIZON", description="of the very first start; afterwards the sink knows the position"
+    )
+    starting_position_timestamp: dt.datetime | None = Field(None, description="goes with AT_TIMESTAMP")
+    batch_size: int | None = Field(
+        None, ge=1, le=1_000_000, description="records of one invocation; 100 for kinesis and kafka, else 10,000"
+    )
+    maximum_batching_window_in_seconds: float = Field(
+        0.5, ge=0, le=300, description="how long a partial batch waits for more"
+    )
+    maximum_retry_attempts: int = Field(
+        -1,
+        ge=-1,
+        le=10_000,
+        description="after the first attempt; -1: for ever; with kind kafka and on_failure, 10",
+    )
     retry_backoff_seconds: float = Field(0.1, gt=0, description="first wait; doubles with each attempt")
-    retry_backoff_seconds_max: float = Field(30.0, gt=0)
+    retry_backoff_seconds_max: float = Field(30.0, gt=0, description="the longest wait")
     destination_config: DestinationConfig = DestinationConfig()
-    on_exhausted: Literal["stop", "drop"] = "stop"
-    on_lost_offsets: Literal["stop", "earliest"] = "stop"
-    on_recreated_topic: Literal["stop", "restart"] = "stop"
-    record_bytes_max: int = Field(RECORD_BYTES_MAX, ge=1, le=1_000_000_000)
-    isolation_level: Literal["read_committed", "read_uncommitted"] = "read_committed"
+    on_exhausted: Literal["stop", "drop"] = Field(
+        "stop", description="without on_failure: stop the shard before a record that fails for good, or drop it"
+    )
+    on_lost_offsets: Literal["stop", "earliest"] = Field(
+        "stop", description="when the log starts beyond the position"
+    )
+    on_recreated_topic: Literal["stop", "restart"] = Field(
+        "stop", description="when the topic was deleted and made anew"
+    )
+    record_bytes_max: int = Field(
+        RECORD_BYTES_MAX,
+        ge=1,
+        le=1_000_000_000,
+        description="a larger value fails; 4.5 MiB is what fits a 6 MB event",
+    )
+    isolation_level: Literal["read_committed", "read_uncommitted"] = Field(
+        "read_committed", description="Kafka's isolation.level"
+    )
     fetch_bytes_max: int = Field(1_048_576, ge=1_024, description="of one shard, in one fetch")
 
     @model_validator(mode="after")
@@ -109,11 +145,15 @@ class SourceConfig(Model):
 class SchemaConfig(Model):
     """How record values are read, for the kinds that are called with columns."""
 
-    format: Literal["json", "text", "raw"] = "json"
+    format: Literal["json", "text", "raw"] = Field(
+        "json", description="JSON objects, lines of text (column line), or bytes (key, value, headers)"
+    )
     columns: dict[str, str] | None = Field(None, description="name = SQL type; inferred when left out")
     rest: bool = Field(True, description="keep unknown members in the JSON column _rest")
     trace: bool = Field(True, description="_partition, _offset and _timestamp in every row")
-    on_null_value: Literal["fail", "drop"] = "fail"
+    on_null_value: Literal["fail", "drop"] = Field(
+        "fail", description="what a record without a value (a tombstone) is"
+    )
 
     @model_validator(mode="after")
     def _columns_are_of_json(self) -> Self:
@@ -127,13 +167,13 @@ class SchemaConfig(Model):
 class FunctionConfig(Model):
     """The handler. Without one, a pipeline writes its decoded records as they are."""
 
-    kind: Kind
+    kind: Kind = Field(description="what the handler is called with")
     handler: str | None = Field(None, description="module.function")
     query: str | None = Field(None, description="kind sql: a DuckDB query over `batch`")
-    name: str | None = None
+    name: str | None = Field(None, description="of the function, in its context; the pipeline's when left out")
     columns: dict[str, str] | None = Field(None, description="of the rows it returns; else of its first rows")
-    timeout: float = Field(30.0, gt=0, le=900)
-    memory_size: int = Field(128, ge=128, le=10_240)
+    timeout: float = Field(30.0, gt=0, le=900, description="seconds that one invocation may take")
+    memory_size: int = Field(128, ge=128, le=10_240, description="MB, told to the handler; not enforced in process")
 
     @model_validator(mode="after")
     def _what_the_kind_needs(self) -> Self:
@@ -146,25 +186,31 @@ class FunctionConfig(Model):
 
 class ParquetSinkConfig(Model):
     type: Literal["parquet"]
-    path: Path
-    file_bytes_max: int = Field(134_217_728, ge=1)
-    file_age_max_seconds: float = Field(5.0, gt=0, le=86_400)
-    row_group_bytes_max: int = Field(8_388_608, ge=65_536)
-    partition_by: tuple[str, ...] = ()
-    hive_partitions_open_max: int = Field(64, ge=1, le=10_000)
+    path: Path = Field(description="a directory, relative to the configuration file")
+    file_bytes_max: int = Field(134_217_728, ge=1, description="a shard's files of this size are committed")
+    file_age_max_seconds: float = Field(
+        5.0, gt=0, le=86_400, description="freshness: how long rows wait at most before they are committed"
+    )
+    row_group_bytes_max: int = Field(8_388_608, ge=65_536, description="rows of a shard that wait in memory")
+    partition_by: tuple[str, ...] = Field((), description='Hive directories: columns, or "date(COLUMN)"')
+    hive_partitions_open_max: int = Field(64, ge=1, le=10_000, description="in one write; records beyond it fail")
 
 
 class DuckDBSinkConfig(Model):
     type: Literal["duckdb"]
-    path: Path
-    table: str = Field(min_length=1, max_length=200)
-    mode: Literal["append", "upsert"] = "append"
-    key: tuple[str, ...] = ()
-    order_by: str = "_offset"
-    delete_column: str = "_deleted"
-    commit_interval_max_seconds: float = Field(1.0, gt=0, le=3_600)
-    commit_bytes_max: int = Field(67_108_864, ge=1)
-    lock_wait_seconds_max: float = Field(-1.0, ge=-1, description="-1 waits for ever, as a standby")
+    path: Path = Field(description="a file, relative to the configuration file; made when missing")
+    table: str = Field(min_length=1, max_length=200, description="NAME or SCHEMA.NAME; made when missing")
+    mode: Literal["append", "upsert"] = Field("append", description="add rows, or merge changes by key")
+    key: tuple[str, ...] = Field((), description="upsert: the columns that name a row")
+    order_by: str = Field("_offset", description="upsert: the last change of a key by this column stays")
+    delete_column: str = Field("_deleted", description="upsert: a row where this is true deletes its key")
+    commit_interval_max_seconds: float = Field(
+        1.0, gt=0, le=3_600, description="freshness: how long rows wait at most before they are committed"
+    )
+    commit_bytes_max: int = Field(67_108_864, ge=1, description="rows of a shard that wait in memory")
+    lock_wait_seconds_max: float = Field(
+        -1.0, ge=-1, description="for a file that another process has; -1: for ever, as a standby"
+    )
 
     @model_validator(mode="after")
     def _upsert_has_a_key(self) -> Self:
@@ -187,8 +233,10 @@ class PipelineConfig(Model):
     schema_: SchemaConfig = Field(SchemaConfig(), alias="schema")
     function: FunctionConfig | None = None
     sink: SinkConfig = NoSinkConfig(type="none")
-    consumer_group_id: str | None = Field(None, min_length=1, max_length=200)
-    enabled: bool = True
+    consumer_group_id: str | None = Field(
+        None, min_length=1, max_length=200, description="headrace-NAME when left out; its own for each pipeline"
+    )
+    enabled: bool = Field(True, description="false: leave the pipeline out")
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
@@ -227,6 +275,14 @@ class Config(Model):
                 if other != name:
                     raise ValueError(f"pipelines {other} and {name} both use {claim}")
         return self
+
+
+def batch_size(pipeline: PipelineConfig) -> int:
+    """AWS's default where AWS's events are made; columns want larger batches."""
+    if pipeline.source.batch_size is not None:
+        return pipeline.source.batch_size
+    makes_events = pipeline.function is not None and pipeline.function.kind in EVENT_KINDS
+    return 100 if makes_events else 10_000
 
 
 def group_id(name: str, pipeline: PipelineConfig) -> str:

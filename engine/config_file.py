@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from engine.config import Config
+from engine.config import Config, DestinationConfig, batch_size, group_id
 from engine.errors import ConfigError
 
 #: A fault quotes at most this much of the value it is about.
@@ -49,7 +49,7 @@ def parse(
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise ConfigError(source, sorted({_fault(detail) for detail in details})) from None
-    return config if directory is None else _resolved(config, directory)
+    return _resolved(config, directory or Path())
 
 
 def _fault(detail: ErrorDetails) -> str:
@@ -122,19 +122,19 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
 
 
 def _resolved(config: Config, directory: Path) -> Config:
+    """Defaults that depend on other settings filled in, and paths made relative to ``directory``."""
     pipelines = {}
     for name, pipeline in config.pipelines.items():
-        if hasattr(pipeline.sink, "path"):
-            sink = pipeline.sink.model_copy(update={"path": directory / pipeline.sink.path})
-            pipeline = pipeline.model_copy(update={"sink": sink})
-        target = pipeline.source.destination_config.on_failure
+        sink, source = pipeline.sink, pipeline.source.model_copy(update={"batch_size": batch_size(pipeline)})
+        if hasattr(sink, "path"):
+            sink = sink.model_copy(update={"path": directory / sink.path})
+        target = source.destination_config.on_failure
         if target is not None and target.startswith("file:"):
-            destination = {"on_failure": f"file:{directory / target.removeprefix('file:')}"}
-            source = pipeline.source.model_copy(
-                update={"destination_config": pipeline.source.destination_config.model_copy(update=destination)}
-            )
-            pipeline = pipeline.model_copy(update={"source": source})
-        pipelines[name] = pipeline
+            moved = {"on_failure": f"file:{directory / target.removeprefix('file:')}"}
+            source = source.model_copy(update={"destination_config": DestinationConfig(**moved)})
+        pipelines[name] = pipeline.model_copy(
+            update={"sink": sink, "source": source, "consumer_group_id": group_id(name, pipeline)}
+        )
     return config.model_copy(update={"pipelines": pipelines})
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.batching import Batcher
 from engine.budget import ByteBudget
-from engine.config import PipelineConfig
+from engine.config import PipelineConfig, batch_size
 from engine.decoding import Decoders
 from engine.errors import HeadraceError, InternalError
 from engine.output import Output
@@ -136,7 +136,7 @@ class Pipeline:
                 batcher=parts.batcher,
                 budget=parts.budget,
                 clock=parts.clock,
-                fetch_records_max=max(parts.config.source.batch_size, 10_000),
+                fetch_records_max=max(batch_size(parts.config), 10_000),
                 shard_bytes_max=parts.shard_bytes_max,
                 on_commit=lambda _partition, _position: None,
                 delivery_seconds_max=parts.delivery_seconds_max,

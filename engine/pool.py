@@ -23,6 +23,9 @@ log = logging.getLogger("headrace.pool")
 #: Group offsets are committed at most this often.
 GROUP_COMMIT_SECONDS = 1.0
 
+#: How long one group commit may take; a drain without a broker has better things to wait for.
+GROUP_COMMIT_SECONDS_MAX = 5.0
+
 #: How often the pool looks whether it has caught up, and asks the sink about shards that others own.
 LOOK_SECONDS = 0.1
 LOOK_ELSEWHERE_SECONDS = 1.0
@@ -70,14 +73,14 @@ class GroupOffsets:
     async def run(self) -> None:
         while True:
             await self._clock.sleep(GROUP_COMMIT_SECONDS)
-            await self.flush(Deadline(self._clock, GROUP_COMMIT_SECONDS * 5))
+            await self.flush(Deadline(self._clock, GROUP_COMMIT_SECONDS_MAX))
 
     async def flush(self, deadline: Deadline) -> None:
         pending, self._pending = self._pending, {}
         if not pending:
             return
         try:
-            async with asyncio.timeout(deadline.seconds_left):
+            async with asyncio.timeout(min(deadline.seconds_left, GROUP_COMMIT_SECONDS_MAX)):
                 await self._source.commit(pending)
         except (HeadraceError, TimeoutError) as error:
             log.warning("%s: group offsets were not committed: %s", self._name, str(error) or "timed out")

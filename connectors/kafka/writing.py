@@ -59,7 +59,7 @@ async def close(producer: AIOKafkaProducer) -> None:
             await _close_client(producer)
             sender.cancel()
             await asyncio.wait([sender], timeout=CLOSE_SECONDS_MAX)
-    producer._message_accumulator.fail_all(errors.KafkaConnectionError("given up"))
+    _fail_all(producer)
     with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS_MAX):
             await producer.stop()
@@ -71,3 +71,15 @@ async def _close_client(producer: AIOKafkaProducer) -> None:
     with contextlib.suppress(errors.KafkaError, OSError, TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS_MAX):
             await producer.client.close()
+
+
+def _fail_all(producer: AIOKafkaProducer) -> None:
+    """End what is left, or ``stop`` would wait for it; asking for the exceptions keeps them out of the log."""
+    accumulator = producer._message_accumulator
+    batches = [batch for queue in accumulator._batches.values() for batch in queue]
+    batches += accumulator._pending_batches
+    accumulator.fail_all(errors.KafkaConnectionError("given up"))
+    for batch in batches:
+        for future in (batch.future, batch._drain_waiter, *(future for future, _ in batch._msg_futures)):
+            if future.done() and not future.cancelled():
+                future.exception()

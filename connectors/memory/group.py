@@ -56,8 +56,9 @@ class MemoryGroup:
 
     async def leave(self, member: Member) -> None:
         """Take a member's partitions back, then let it go."""
-        async with self._rebalancing:
-            if not member.gone.is_set():
+        # Who owns nothing need not wait for the others to give up what they own.
+        while member.owned and not member.gone.is_set():
+            async with self._rebalancing:
                 await self._revoke(member)
         await self._remove(member)
 

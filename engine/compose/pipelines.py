@@ -33,6 +33,7 @@ from engine.config import (
     NoSinkConfig,
     ParquetSinkConfig,
     PipelineConfig,
+    batch_size,
     group_id,
 )
 from engine.context import Context
@@ -309,7 +310,7 @@ def _context(name: str, function: FunctionConfig | None) -> Callable[[], Context
 def _batcher(config: PipelineConfig, handler: Handler, payload_bytes_max: int) -> Callable[[], Batcher]:
     def make() -> Batcher:
         return Batcher(
-            records_max=config.source.batch_size,
+            records_max=batch_size(config),
             window_seconds=config.source.maximum_batching_window_in_seconds,
             payload_bytes_max=payload_bytes_max,
             payload_bytes=payload_bytes_of(handler),

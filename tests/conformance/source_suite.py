@@ -39,6 +39,9 @@ class World(Protocol):
     #: How long a busy member is left alone; 0 where no clock can make a member leave.
     poll_interval_seconds_max: float
 
+    #: How long a silent member is counted on.
+    session_seconds: float
+
     def source(self, *, group: str = "g", topic: str | None = None, reachable: bool = True) -> Source:
         """A source of the topic, closed at the end. One that is not ``reachable`` waits for a second at most."""
 
@@ -330,6 +333,38 @@ class SourceSuite:
         await shared([first, second])
         given = next(at for at, event in enumerate(events) if event[0] == "second" and event[2])
         assert events.index(("first", "revoked", ALL)) < given
+
+    @pytest.mark.slow
+    async def test_a_long_revocation_costs_no_membership(self, world: World) -> None:
+        """A member that takes longer than its session to give up is waited for, and gets its share afterwards."""
+        one, first = await joined(world)
+        first.may_revoke.clear()
+        two, second = world.source(), Owner("second")
+        await two.open()
+        await two.join(second)
+        await first.until(lambda: first.events[-1][1] == "revoking")
+        await asyncio.sleep(world.session_seconds * 1.5)  # the passing of time is what is tested
+        assert second.owned == frozenset()
+        await one.commit({0: 0})
+        first.may_revoke.set()
+        await shared([first, second])
+        assert [event[1] for event in first.events] == ["assigned", "revoking", "revoked", "assigned"]
+
+    async def test_leaving_does_not_wait_for_another_members_drain(self, world: World) -> None:
+        """A member that owns nothing yet can leave while another one is still giving up."""
+        _, first = await joined(world)
+        first.may_revoke.clear()
+        two, second = world.source(), Owner("second")
+        await two.open()
+        await two.join(second)
+        await first.until(lambda: first.events[-1][1] == "revoking")
+        began = time.monotonic()
+        await two.leave()
+        assert time.monotonic() - began < 10.0
+        assert second.owned == frozenset()
+        first.may_revoke.set()
+        await first.until(lambda: first.assignments == 2)
+        await first.owns(ALL)
 
     async def test_a_revoked_member_may_commit_until_it_has_given_up(self, world: World) -> None:
         """Group offsets can be committed while partitions are being given up, and not for them afterwards."""

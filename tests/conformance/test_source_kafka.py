@@ -38,6 +38,7 @@ class Ending:
 
 class KafkaWorld:
     poll_interval_seconds_max = 1.5
+    session_seconds = 3.0
 
     def __init__(self, bootstrap: str, topic: str, stack: contextlib.AsyncExitStack) -> None:
         self.topic = topic
@@ -50,7 +51,7 @@ class KafkaWorld:
         settings = KafkaSettings(
             self._bootstrap if reachable else f"127.0.0.1:{_closed_port()}",
             broker_wait_seconds_max=SECONDS_MAX if reachable else 1.0,
-            session_timeout_ms=3_000,
+            session_timeout_ms=int(self.session_seconds * 1000),
             heartbeat_interval_ms=300,
             metadata_age_ms_max=500,
         )

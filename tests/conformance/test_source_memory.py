@@ -28,6 +28,7 @@ class Ending:
 class MemoryWorld:
     topic = "clicks"
     poll_interval_seconds_max = 0.1
+    session_seconds = 0.1
 
     def __init__(self) -> None:
         self.cluster = MemoryCluster()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -40,6 +41,15 @@ Run = Callable[..., Result]
 
 #: The command, in a process of its own.
 COMMAND = (sys.executable, "-m", "engine.cli.main", "produce")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command sets up logging for its process."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture
@@ -292,7 +302,7 @@ def test_the_rate_is_kept(run: Run, name: str, tmp_path: Path) -> None:
 def test_a_quiet_pipe_and_ctrl_c(name: str, broker: Broker) -> None:
     """Lines of a pipe are sent though it stays open; Ctrl-C then ends the work and says how many were sent."""
     process = subprocess.Popen(
-        [*COMMAND, name, "-", *"--format text --partitions 1 --json --bootstrap".split(), broker.bootstrap],
+        [*COMMAND, name, "-", "--format", "text", "--partitions", "1", "--json", "--bootstrap", broker.bootstrap],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     with process:
@@ -319,7 +329,7 @@ def test_ctrl_c_flushes_what_was_read(name: str, tmp_path: Path, broker: Broker)
     file = tmp_path / "e.txt"
     file.write_bytes(b"".join(b"%d\n" % n for n in range(2_000_000)))
     process = subprocess.Popen(
-        [*COMMAND, name, str(file), *"--json --rate 20000 --bootstrap".split(), broker.bootstrap],
+        [*COMMAND, name, str(file), "--json", "--rate", "20000", "--bootstrap", broker.bootstrap],
         stdout=subprocess.PIPE,
     )  # fmt: skip
     with process:
@@ -346,7 +356,7 @@ def test_a_broker_that_restarts(tmp_path: Path) -> None:
     file.write_bytes(b"".join(b"%d\n" % n for n in range(60_000)))
     with Broker(tmp_path / "broker", port=0) as broker:
         process = subprocess.Popen(
-            [*COMMAND, "t", str(file), *"--json --rate 10000 --bootstrap".split(), broker.bootstrap],
+            [*COMMAND, "t", str(file), "--json", "--rate", "10000", "--bootstrap", broker.bootstrap],
             stdout=subprocess.PIPE,
         )  # fmt: skip
         with process:

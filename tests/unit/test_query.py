@@ -56,7 +56,8 @@ def test_json_is_full_and_valid() -> None:
     """Every value comes whole: large integers, decimals, nanoseconds, numbers that JSON has no word for."""
     result = run(
         "SELECT 170141183460469231731687303715884105727::HUGEINT AS h,"
-        " 12345678901234567890.123456789::DECIMAL(38,9) AS d, TIMESTAMP_NS '2024-01-01 00:00:00.123456789' AS t, 'NaN'::DOUBLE AS n, [1, '-inf'::DOUBLE] AS l,"
+        " 12345678901234567890.123456789::DECIMAL(38,9) AS d,"
+        " TIMESTAMP_NS '2024-01-01 00:00:00.123456789' AS t, 'NaN'::DOUBLE AS n, [1, '-inf'::DOUBLE] AS l,"
         " 'NaN \"Infinity' AS s, NULL AS u, 1 AS a, 2 AS a",
         "--json",
     )
