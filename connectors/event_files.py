@@ -17,7 +17,6 @@ import select
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -25,6 +24,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from connectors.event_fields import Number, key_of, member, timestamp_of
 from connectors.json_text import without_words
 from engine.errors import UserError
 
@@ -139,13 +139,13 @@ class EventFile:
         except orjson.JSONDecodeError as error:
             raise ValueError(f"not JSON, so it has no key or timestamp: {error}") from None
         if keys is not None:
-            found = _member(document, cast(str, self._key))
+            found = member(document, cast(str, self._key))
             if isinstance(found, float):  # also integers beyond 64 bits: the key is the number as it is written
-                found = _member(json.loads(line, parse_float=_Literal, parse_int=_Literal), cast(str, self._key))
-            keys.append(_key_of(found))
+                found = member(json.loads(line, parse_float=Number, parse_int=Number), cast(str, self._key))
+            keys.append(key_of(found))
         if timestamps is not None:
             timestamps.append(
-                _timestamp_of(_member(document, cast(str, self._timestamp)), cast(str, self._timestamp))
+                timestamp_of(member(document, cast(str, self._timestamp)), cast(str, self._timestamp))
             )
 
     def _lines(self) -> Iterator[list[bytes] | None]:
@@ -258,54 +258,6 @@ class EventFile:
             ) from None
 
 
-class _Literal(str):
-    """A number as the file writes it."""
-
-    __slots__ = ()
-
-
-def _member(document: object, name: str) -> object:
-    """A member by its name, or by the path ``a.b.c``. Raises ValueError."""
-    if not isinstance(document, dict):
-        raise ValueError(f"it is no JSON object, so it has no member {name!r}")
-    if name in document:
-        return document[name]
-    found: object = document
-    for part in name.split("."):
-        if not isinstance(found, dict) or part not in found:
-            names = ", ".join(list(document)[:10]) or "none"
-            raise ValueError(f"there is no member {name!r}; it has {names}")
-        found = found[part]
-    return found
-
-
-def _key_of(value: object) -> bytes | None:
-    """Strings as they are, null as no key, everything else as its JSON text."""
-    if isinstance(value, str):
-        return value.encode()
-    if value is None:
-        return None
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-
-
-def _timestamp_of(value: object, name: str) -> int:
-    """Milliseconds since the epoch, from a number of them or from ISO 8601 (UTC where it names no zone)."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"member {name!r} is no timestamp; valid are milliseconds since 1970 and ISO 8601")
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"member {name!r} is {value!r}, which is not ISO 8601") from None
-        since = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - datetime(
-            1970, 1, 1, tzinfo=UTC
-        )
-        value = (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
-    if not 0 <= value < 2**63:
-        raise ValueError(f"member {name!r} is {value}, which Kafka takes for no time")
-    return int(value)
-
-
 #: The columns of the path are left out: they are not the file's.
 _FROM = "FROM read_parquet(?, hive_partitioning = false)"
 
@@ -342,6 +294,7 @@ class _Parquet:
         }
         with duckdb.connect(config=config) as connection:
             connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET enable_progress_bar = false")  # on standard output, in some interpreters
             yield connection
 
     def events(self) -> Iterator[Events]:
@@ -366,7 +319,7 @@ class _Parquet:
             timestamps = []
             for at, row in zip(numbers, rows, strict=True):
                 try:
-                    timestamps.append(_timestamp_of(row[2], self._timed))
+                    timestamps.append(timestamp_of(row[2], self._timed))
                 except ValueError as error:
                     raise UserError(f"{self._file.name}, row {at}: {error}") from None
         keys = [row[1].encode() if isinstance(row[1], str) else row[1] for row in rows] if self._keyed else None

@@ -88,7 +88,7 @@ def open_directory(path: Path) -> Iterator[duckdb.DuckDBPyConnection | None]:
 def open_memory() -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty database. Files may be read by name, as the query itself says which."""
     with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+        _set_up(connection)
         yield connection
 
 
@@ -177,11 +177,16 @@ def _confined(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """No files but those allowed before, and no settings. What memory cannot hold goes to a temporary place."""
     with tempfile.TemporaryDirectory(prefix="headrace-query-") as spill:
         connection.execute(f"SET temp_directory = {_text(spill)}")
-        connection.execute("SET TimeZone = 'UTC'")
+        _set_up(connection)
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield
         connection.close()  # before its directory goes
+
+
+def _set_up(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")  # it would go to standard output, into the answer
 
 
 def _without_end(text: str) -> str:

@@ -5,6 +5,7 @@ Not here: the sink itself (`connectors.duckdb.sink`), which makes the file and b
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import duckdb
@@ -30,10 +31,12 @@ def read_positions(path: Path, binding: Binding, stream: Stream) -> dict[int, in
     except duckdb.Error as error:
         text = str(error).strip().splitlines()[0]
         if "Could not set lock" in text:
+            holder = re.search(r"PID (\d+)", str(error))
+            process = f"process {holder[1]}" if holder else "another process"
             raise SinkUnavailable(
-                f"pipeline {binding.pipeline}: DuckDB file {path} is being written by another process, "
-                "and cannot be read meanwhile",
-                hint="Stop that process first; the log lines of `headrace run` say where it is.",
+                f"pipeline {binding.pipeline}: DuckDB file {path} is held by {process}, "
+                "and cannot be read while that writes to it",
+                hint="Stop that process first; its own log says where it is.",
             ) from None
         raise SinkUnavailable(f"pipeline {binding.pipeline}: DuckDB file {path}: {text}") from None
 

@@ -39,7 +39,7 @@ async def group_offsets(
 
 
 async def move_group_offsets(cluster: Cluster, group: str, topic: str, offsets: Mapping[int, int]) -> None:
-    """Commit ``offsets`` to a group without members. Raises ExternalError, with nothing moved, where it has some."""
+    """Commit ``offsets`` to a group without members. Raises ExternalError, with nothing moved, where it has some"""
 
     async def commit(client: AIOKafkaClient) -> None:
         coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
