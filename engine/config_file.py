@@ -37,7 +37,8 @@ def load(path: Path) -> Config:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), [f"is not valid TOML: {error}"]) from None
-    return parse(document, source=str(path), directory=path.parent)
+    # Absolute: a handler may change the working directory.
+    return parse(document, source=str(path), directory=path.absolute().parent)
 
 
 def parse(

@@ -32,6 +32,9 @@ T = TypeVar("T")
 EARLIEST = -2
 LATEST = -1
 
+#: Waits before a topic is held to be unknown: for a moment a broker does not know one that was just made.
+UNKNOWN_SECONDS = (0.05, 0.1, 0.2, 0.4)
+
 #: Waits between tries: the first, and the longest.
 RETRY_SECONDS = 0.1
 RETRY_SECONDS_MAX = 2.0
@@ -123,11 +126,15 @@ class Cluster:
         return await self._send(None, DescribeTopics(topics))
 
     async def _describe(self, topic: str) -> Topic:
-        response = await self._ask([topic])
-        error_code, _name, (topic_id,), _internal, partitions, *_ = response.topics[0]
-        error = errors.for_code(error_code)
-        if error is errors.UnknownTopicOrPartitionError:
-            raise await self._unknown(topic)
+        for wait in (*UNKNOWN_SECONDS, None):
+            response = await self._ask([topic])
+            error_code, _name, (topic_id,), _internal, partitions, *_ = response.topics[0]
+            error = errors.for_code(error_code)
+            if error is not errors.UnknownTopicOrPartitionError:
+                break
+            if wait is None:
+                raise await self._unknown(topic)
+            await asyncio.sleep(wait)
         if error is errors.InvalidTopicError:
             raise UserError(f"topic {topic!r}: Kafka allows no such name")
         if error is errors.TopicAuthorizationFailedError:
@@ -142,6 +149,8 @@ class Cluster:
 
     async def _unknown(self, topic: str) -> UserError:
         names = sorted(entry[1] for entry in (await self._ask(None)).topics if not entry[3])
+        if topic in names:
+            raise errors.LeaderNotAvailableError(topic)  # it came up in this moment
         near = difflib.get_close_matches(topic, names, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names[:10]) or 'no topics'}"
         return UserError(

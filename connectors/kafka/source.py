@@ -35,6 +35,9 @@ REFUSALS = (
     errors.AuthenticationFailedError,
 )
 
+#: How long leaving the group may take once all shards are given up.
+STOP_SECONDS_MAX = 3.0
+
 #: The time above the drain deadline that a member has to rejoin the group in.
 REJOIN_SECONDS = 10.0
 
@@ -116,7 +119,7 @@ class KafkaSource:
         await self._listener.leave()
         self._consumer = None
         self._held.close()
-        await consumer.stop()
+        await _stop(consumer)
 
     async def close(self) -> None:
         await self.leave()
@@ -205,6 +208,20 @@ class KafkaSource:
         if self._consumer is None:
             raise ShardLost(f"{self._topic}-{partition}: this member has left the group")
         return self._consumer, TopicPartition(self._topic, partition)
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    """Stop a consumer, which must not take as long as another member takes to drain.
+
+    aiokafka waits for the answer to a join, which comes when all others have joined too. Without a connection
+    there is none to wait for; what is left of the member ends with its session.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        stopping = tasks.create_task(consumer.stop())
+        done, _ = await asyncio.wait({stopping}, timeout=STOP_SECONDS_MAX)
+        if not done:
+            log.warning("the group has not let this member go after %g s; hanging up", STOP_SECONDS_MAX)
+            await consumer._client.close()
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -69,5 +71,6 @@ def _show(report: object, directory: Path) -> None:
         answers.add_row(answer.question, answer.found, answer.expected, mark)
     console.print(answers)
     console.print(f"The results are in {directory}. Ask them yourself:", highlight=False)
+    command = "headrace" if shutil.which("headrace") else sys.argv[0]
     for line in report.suggestions:
-        console.print(f"  {line}", highlight=False, soft_wrap=True)
+        console.print(f"  {command} {line}", highlight=False, soft_wrap=True)

@@ -222,4 +222,4 @@ def _suggestions(directory: Path) -> list[str]:
         "SELECT ts, host, path, status FROM data ORDER BY ts LIMIT 10": f"--parquet {directory}/failures",
         "SELECT surface, count(*) FROM runways GROUP BY ALL ORDER BY 2 DESC": f"--db {directory}/results.duckdb",
     }
-    return [f'headrace query "{query}" {where}' for query, where in asked.items()]
+    return [f'query "{query}" {where}' for query, where in asked.items()]

@@ -105,9 +105,6 @@ class KafkaWorld:
                 assert errors.for_code(code) is errors.TopicAlreadyExistsError
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
-            while (await admin.describe_topics([self.topic]))[0]["error_code"]:
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.05)
 
     async def grow(self, partitions: int) -> None:
         async with self._admin() as admin:

@@ -7,8 +7,10 @@ here: a disk that refuses at each single step (tests/simulation/test_parquet_sin
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -65,8 +67,8 @@ async def test_an_unknown_topic_is_refused_with_the_nearest_name(project: Projec
 @pytest.mark.parametrize("answers", ["refuses", "is silent"])
 async def test_no_broker_is_waited_for_and_then_given_up(tmp_path: Path, answers: str) -> None:
     """Where nobody listens, or somebody who never answers: tries with backoff, then exit 3, in bounded time."""
-    listener = await asyncio.start_server(lambda reader, writer: reader.read(), "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
+    listener = socket.create_server(("127.0.0.1", 0))  # the kernel takes connections, and nobody reads them
+    port = listener.getsockname()[1]
     if answers == "refuses":
         listener.close()
     project = Project(tmp_path, f"127.0.0.1:{port}")
@@ -78,7 +80,8 @@ async def test_no_broker_is_waited_for_and_then_given_up(tmp_path: Path, answers
         listener.close()
     seconds = time.monotonic() - started
     assert ended.code == 3, ended.err
-    assert f"no broker at 127.0.0.1:{port} yet; still trying" in ended.err or answers == "is silent"
+    if answers == "refuses":
+        assert f"no broker at 127.0.0.1:{port} yet; still trying" in ended.err
     assert f"no broker at 127.0.0.1:{port} within 2 s" in ended.err
     assert "headrace broker start" in ended.err
     assert 2 <= seconds < 12
@@ -287,7 +290,7 @@ async def test_a_destination_that_refuses_loses_no_failed_record(project: Projec
     """An on-failure topic that is too small: the record waits in the sink, exit 3, and is delivered later."""
     name = await topic()
     small = await topic(config={"max.message.bytes": "2000"})
-    bad = b'{"id": "' + bytes(range(48, 123)).replace(b"\\", b"") * 100 + b'"}'
+    bad = b'{"id": "' + random.Random(1).randbytes(5_000).hex().encode() + b'"}'
     await project.produce(name, {0: [*ids(0), bad, *ids(1)]})
     settings = {"schema": COLUMNS, "on_failure": f"kafka://{small}"}
     project.configure({"clicks": pipeline(name, "duckdb", **settings)}, kafka={"broker_wait_seconds_max": 1})
@@ -314,8 +317,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if made.returncode:
         pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
     yield mount
-    import os
-    os.environ.get("KEEP") or subprocess.run(["umount", str(mount)], check=True)
+    subprocess.run(["umount", str(mount)], check=True)
 
 
 @pytest.mark.parametrize("sink", list(SINKS))
@@ -326,15 +328,12 @@ async def test_a_full_disk(project: Project, topic: TopicFactory, small_disk: Pa
     project.configure({"clicks": pipeline(name, place, schema={"format": "raw"}, batch_size=50)})
     await project.produce(name, {0: [b"first"]})
     assert (await project.run()).code == 0
-    seed = 1
-    values = []
-    for _ in range(200):  # noise, which no compression shrinks
-        seed = seed * 6364136223846793005 % 2**64
-        values.append(b"".join((seed * n % 2**64).to_bytes(8, "little") for n in range(1, 5001)))
+    noise = random.Random(1)  # no compression shrinks it
+    values = [noise.randbytes(40_000) for _ in range(200)]
     await project.produce(name, {0: values})
     ended = await project.run()
     assert ended.code == 3, ended.err
-    pass
+    assert str(small_disk / str(SINKS[sink]["path"])) in ended.err
     assert "No space left on device" in ended.err or "full" in ended.err
     found = project.rows(sink, "_offset", path=str(place["path"]))
     assert found[0] == (0,)
