@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.batch import Batch
-from engine.errors import HandlerError
+from engine.errors import HandlerError, SinkMismatch
 from engine.protocols import Sink
 
 TIMESTAMP = pa.timestamp("ms", tz="UTC")
@@ -30,23 +30,34 @@ BATCH_TRACE = {
     "_timestamp": TIMESTAMP,
 }
 
+TRACE_NAMES = frozenset({**RECORD_TRACE, **BATCH_TRACE})
+
 #: The name under which the sink keeps the schema.
 SCHEMA_NAME = "rows"
 
 
 class Output:
-    """Aligns one pipeline's results. ``columns`` are the declared ones, without the trace."""
+    """Aligns one pipeline's results. ``columns`` are the declared ones, without the trace.
 
-    def __init__(self, sink: Sink, *, columns: pa.Schema | None = None, trace: bool = True) -> None:
+    ``is_handled`` is false where no function comes between decoder and sink: rows that do not fit are then
+    nobody's failed attempt, but a configuration that has changed.
+    """
+
+    def __init__(
+        self, sink: Sink, *, columns: pa.Schema | None = None, trace: bool = True, is_handled: bool = True
+    ) -> None:
         self._sink = sink
         self._declared = columns
         self._trace = trace
+        self._is_handled = is_handled
         self._schema: pa.Schema | None = None
         self._adopting = asyncio.Lock()
 
     async def open(self) -> None:
-        """Adopt what an earlier run fixed."""
+        """Adopt what an earlier run fixed. Raises SinkMismatch where other columns are declared now."""
         self._schema = await self._sink.schema(SCHEMA_NAME)
+        if self._schema is not None and self._declared is not None:
+            self._require(self._declared, of_rows=False)
 
     async def align(self, rows: pa.Table | Sequence[Mapping[str, object]] | None, batch: Batch) -> pa.Table | None:
         """``rows`` as a table of the pipeline's schema, or None for no rows. Raises HandlerError."""
@@ -59,14 +70,34 @@ class Output:
         if self._schema is None:
             await self._adopt(table)
         assert self._schema is not None
+        if not self._is_handled:
+            self._require(table.schema, of_rows=True)
         return conform(table, self._schema, fill=not isinstance(rows, pa.Table))
+
+    def _require(self, given: pa.Schema, *, of_rows: bool) -> None:
+        """Raise SinkMismatch unless the rows' schema has the columns of ``given``, and no others but the trace."""
+        assert self._schema is not None
+        kept = {field.name: field.type for field in self._schema}
+        if not of_rows:
+            kept = {name: kind for name, kind in kept.items() if name in given.names or name not in TRACE_NAMES}
+        wanted = {field.name: field.type for field in given}
+        faults = [
+            f"{name}: the sink has {kept.get(name, 'no such column')}, now it is {wanted.get(name, 'gone')}"
+            for name in dict.fromkeys([*kept, *wanted])
+            if kept.get(name) != wanted.get(name)
+        ]
+        if faults:
+            raise SinkMismatch(
+                "\n  ".join(["the sink holds rows of other columns than are configured now:", *faults]),
+                hint="give the pipeline its former columns, or another name and another sink",
+            )
 
     async def _adopt(self, table: pa.Table) -> None:
         async with self._adopting:
             if self._schema is None:
                 schema = _fixed(table.schema)
                 if self._declared is not None:
-                    trace = [field for field in schema if field.name in {**RECORD_TRACE, **BATCH_TRACE}]
+                    trace = [field for field in schema if field.name in TRACE_NAMES]
                     schema = pa.schema([*self._declared, *trace])
                 self._schema = await self._sink.adopt_schema(SCHEMA_NAME, schema)
 
@@ -144,7 +175,7 @@ def conform(table: pa.Table, schema: pa.Schema, *, fill: bool) -> pa.Table:
     """
     names = set(schema.names)
     unknown = [name for name in table.column_names if name not in names]
-    if unknown and unknown[0] in {**RECORD_TRACE, **BATCH_TRACE} and "_offset" in {*names, unknown[0]}:
+    if unknown and unknown[0] in TRACE_NAMES and "_offset" in {*names, unknown[0]}:
         had, has = ("had no", "have an") if unknown[0] == "_offset" else ("had an", "have no")
         raise HandlerError(
             f"returned rows that {has} _offset, while the rows before them {had} _offset",

@@ -100,7 +100,15 @@ class Pipeline:
                 with contextlib.suppress(HeadraceError, OSError):
                     await close()
         if self.error is not None:
-            log.error("%s", self.error)
+            log.error("%s: %s", self.name, self._conclusion(self.error))
+
+    def _conclusion(self, error: HeadraceError) -> str:
+        """What ended the pipeline; of shards that stopped, which: each has said why when it did."""
+        stopped = self._pool.errors if self._pool is not None else {}
+        if error not in stopped.values():
+            return str(error).removeprefix(f"{self.name}: ")
+        which = ", ".join(str(partition) for partition in sorted(stopped))
+        return f"ended with {'partition' if len(stopped) == 1 else 'partitions'} {which} stopped"
 
     async def _run(self, stopping: asyncio.Event) -> None:
         parts = self._parts
@@ -149,7 +157,7 @@ class Pipeline:
         await self._pool.run(stopping)
         errors = self._pool.errors
         if errors:
-            self.error = next(iter(errors.values()))
+            self.error = max(errors.values(), key=lambda error: error.domain)
 
 
 async def _true(work: object) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from engine.deadline import Deadline
 from engine.errors import HeadraceError, ShardLost
 from engine.protocols import Clock, Sink, Source
-from engine.shard import Shard, ShardStatistics, ShardTools
+from engine.shard import Shard, ShardStatistics, ShardTools, unless
 
 log = logging.getLogger("headrace.pool")
 
@@ -113,6 +113,7 @@ class ShardPool:
         self._failed: dict[int, HeadraceError] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._assigned_once = False
+        self._looked_at = float("-inf")
         self._former = Totals()
 
     @property
@@ -161,7 +162,20 @@ class ShardPool:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await stopping.wait()
             except TimeoutError:
-                continue
+                await self._look_at_topic(stopping)
+
+    async def _look_at_topic(self, stopping: asyncio.Event) -> None:
+        """Where no shard of ours would find out: raises when the topic is gone, or is another one now."""
+        now = self._tools.clock.monotonic()
+        if self._owned or not self._assigned_once or now - self._looked_at < LOOK_ELSEWHERE_SECONDS:
+            return
+        self._looked_at = now
+        try:
+            await unless(stopping, self._tools.positions.check.run())
+        except HeadraceError as error:
+            if not error.retry:
+                raise
+            log.warning("%s: %s; trying again", self._tools.name, error)
 
     async def assigned(self, partitions: frozenset[int]) -> None:
         """Start an owner for each partition. Returns at once; owners find their position themselves."""

@@ -216,12 +216,15 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
     aiokafka waits for the answer to a join, which comes when all others have joined too. Without a connection
     there is none to wait for; what is left of the member ends with its session.
     """
-    async with asyncio.TaskGroup() as tasks:
-        stopping = tasks.create_task(consumer.stop())
-        done, _ = await asyncio.wait({stopping}, timeout=STOP_SECONDS_MAX)
-        if not done:
-            log.warning("the group has not let this member go after %g s; hanging up", STOP_SECONDS_MAX)
-            await consumer._client.close()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(consumer.stop())
+            done, _ = await asyncio.wait({stopping}, timeout=STOP_SECONDS_MAX)
+            if not done:
+                log.warning("the group has not let this member go after %g s; hanging up", STOP_SECONDS_MAX)
+                await consumer._client.close()
+    except* errors.KafkaError as group:
+        log.warning("leaving the group: %s", group.exceptions[0])
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

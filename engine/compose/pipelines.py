@@ -39,7 +39,7 @@ from engine.config import (
 from engine.context import Context
 from engine.decoding import Decoders
 from engine.errors import ConfigError, HeadraceError
-from engine.output import Output
+from engine.output import TRACE_NAMES, Output
 from engine.passthrough import Passthrough
 from engine.pipeline import Pipeline, PipelineParts
 from engine.processing import Policy, Processor
@@ -155,7 +155,7 @@ def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
     if kind not in EVENT_KINDS:
         decoders = Decoders(config.schema_, sink, shared.executor)
     handler = _handler(name, config, shared, decoders)
-    output = Output(sink, columns=_declared(config.function), trace=config.schema_.trace)
+    output = _output(config, sink, decoders)
     return PipelineParts(
         name=name,
         config=config,
@@ -264,10 +264,14 @@ def _handler(name: str, config: PipelineConfig, shared: _Shared, decoders: Decod
     )
 
 
-def _declared(function: FunctionConfig | None) -> pa.Schema | None:
-    if function is None or function.columns is None:
-        return None
-    return pa.schema([column_field(name, kind) for name, kind in function.columns.items()])
+def _output(config: PipelineConfig, sink: Sink, decoders: Decoders | None) -> Output:
+    function = config.function
+    columns: pa.Schema | None = None
+    if function is not None and function.columns is not None:
+        columns = pa.schema([column_field(name, kind) for name, kind in function.columns.items()])
+    if function is None and decoders is not None and decoders.schema is not None:
+        columns = pa.schema([field for field in decoders.schema if field.name not in TRACE_NAMES])
+    return Output(sink, columns=columns, trace=config.schema_.trace, is_handled=function is not None)
 
 
 def _policy(kind: str, config: PipelineConfig, payload_bytes_max: int) -> Policy:

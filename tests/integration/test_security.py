@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -20,7 +21,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from cryptography.hazmat.primitives import serialization
 
 from connectors.kafka.broker import Broker, jars
+from connectors.kafka.broker.probe import free_ports
 from connectors.kafka.broker.process import java
+from connectors.kafka.refusals import refusal
+from connectors.kafka.settings import KafkaSettings
+from engine.errors import UserError
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -346,3 +351,33 @@ def test_produce_reaches_a_secured_cluster_by_a_configuration(secured: Secured, 
     plaintext, seconds = _run(*arguments, "--bootstrap", secured.broker.address("TLS"))
     assert (plaintext.returncode, seconds < REFUSAL_SECONDS_MAX) == (3, True)
     assert "it speaks TLS" in plaintext.stderr
+
+
+async def test_asking_why_leaves_nothing_open_and_does_not_blame_a_broker_that_is_away(secured: Secured) -> None:
+    """Refusals are found in this process too, where an unclosed connection is an error; silence is none."""
+    for case in ("mechanism", "unknown CA", "no client certificate", "plaintext to TLS", "plaintext to SASL"):
+        settings = KafkaSettings(**_refused(secured, case)[0])
+        host, _, port = settings.bootstrap.rpartition(":")
+        assert await refusal(settings, [(host, int(port))]) is not None, case
+        gc.collect()
+    [closed] = free_ports(1)
+    for protocol in ("PLAINTEXT", "SSL"):
+        settings = KafkaSettings(bootstrap=f"127.0.0.1:{closed}", security_protocol=protocol)
+        assert await refusal(settings, [("127.0.0.1", closed)]) is None
+
+
+def test_an_encrypted_key_is_refused_without_asking_for_its_password(tmp_path: Path) -> None:
+    """OpenSSL would ask on the terminal, and a service would wait there for ever."""
+    certificate = trustme.CA().issue_cert("ann@example.org")
+    key = serialization.load_pem_private_key(certificate.private_key_pem.bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"pass phrase")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.cert_chain_pems[0].write_to_path(str(cert_file))
+    key_file.write_bytes(pem)
+    settings = KafkaSettings(
+        bootstrap="127.0.0.1:9092", security_protocol="SSL", ssl_cert_file=cert_file, ssl_key_file=key_file
+    )
+    with pytest.raises(UserError, match="not encrypted") as raised:
+        settings.client_arguments()
+    assert str(key_file) in raised.value.message

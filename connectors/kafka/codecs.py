@@ -1,0 +1,111 @@
+"""The codecs of a record batch, decompressing into a bounded buffer.
+
+What comes in is bytes from a network that may claim to be gigabytes: nothing is ever decompressed beyond the
+bound that the caller gives. Not here: what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+
+import cramjam
+import numpy as np
+import numpy.typing as npt
+
+NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
+
+NAMES = ("none", "gzip", "snappy", "lz4", "zstd")
+
+#: What one record batch may be when decompressed. Brokers bound a batch compressed (1 MiB by default).
+DECOMPRESSED_BYTES_MAX = 128 * 1024 * 1024
+
+#: A thread's buffer that has become larger than this is not kept.
+KEPT_BYTES_MAX = 16 * 1024 * 1024
+
+#: Snappy as the Java library writes it: this, two version numbers, then blocks with their lengths before them.
+XERIAL_MAGIC = b"\x82SNAPPY\x00"
+XERIAL_HEADER_BYTES = 16
+
+Bytes = npt.NDArray[np.uint8]
+
+_own = threading.local()
+
+
+class BadCompression(ValueError):
+    """Bytes that a codec cannot take apart, or that would be too large."""
+
+
+def decompress(codec: int, data: memoryview, bytes_max: int = DECOMPRESSED_BYTES_MAX) -> Bytes:
+    """``data`` decompressed, in a buffer of this thread that the next call overwrites.
+
+    Raises BadCompression when the data is damaged, is more than ``bytes_max``, or the codec is none of Kafka's.
+    """
+    if not GZIP <= codec <= ZSTD:
+        raise BadCompression(f"there is no codec {codec}")
+    # Grown by doubling: what a codec will make of its input is known only to snappy.
+    size = min(bytes_max, max(8 * len(data), 64 * 1024))
+    if codec == SNAPPY:
+        return _snappy(data, bytes_max)
+    while True:
+        target = _buffer(size)[:bytes_max]
+        try:
+            return target[: _into(codec, data, target)]
+        except cramjam.DecompressionError as error:
+            if "whole buffer" not in str(error):
+                raise BadCompression(f"{NAMES[codec]}: {error}") from None
+            if target.size >= bytes_max:
+                raise BadCompression(f"{NAMES[codec]}: more than {bytes_max} bytes when decompressed") from None
+        size = min(bytes_max, 4 * target.size)
+
+
+def _into(codec: int, data: memoryview, target: Bytes) -> int:
+    module = {GZIP: cramjam.gzip, LZ4: cramjam.lz4, ZSTD: cramjam.zstd}[codec]
+    return int(module.decompress_into(data, target))
+
+
+def _snappy(data: memoryview, bytes_max: int) -> Bytes:
+    blocks = _blocks(data) if _is_xerial(data) else [data]
+    try:
+        sizes = [int(cramjam.snappy.decompress_raw_len(block)) for block in blocks]
+        if sum(sizes) > bytes_max:
+            raise BadCompression(f"snappy: claims {sum(sizes)} bytes when decompressed, {bytes_max} are allowed")
+        target = _buffer(sum(sizes))
+        used = 0
+        for block, size in zip(blocks, sizes, strict=True):
+            if cramjam.snappy.decompress_raw_into(block, target[used : used + size]) != size:
+                raise BadCompression("snappy: a block is not of the size that it claims")
+            used += size
+    except cramjam.DecompressionError as error:
+        raise BadCompression(str(error)) from None
+    return target[:used]
+
+
+def _is_xerial(data: memoryview) -> bool:
+    return len(data) > XERIAL_HEADER_BYTES and bytes(data[: len(XERIAL_MAGIC)]) == XERIAL_MAGIC
+
+
+def _blocks(data: memoryview) -> list[memoryview]:
+    blocks = []
+    at = XERIAL_HEADER_BYTES
+    while at < len(data):
+        if len(data) - at < 4:
+            raise BadCompression("snappy: a block's length is cut off")
+        (length,) = struct.unpack_from(">i", data, at)
+        at += 4
+        if not 0 < length <= len(data) - at:
+            raise BadCompression(f"snappy: a block claims {length} bytes of {len(data) - at}")
+        blocks.append(data[at : at + length])
+        at += length
+    return blocks
+
+
+def _buffer(size: int) -> Bytes:
+    """This thread's buffer, of ``size`` bytes or more."""
+    kept: Bytes | None = getattr(_own, "buffer", None)
+    if kept is not None and kept.size >= size:
+        return kept
+    made = np.empty(size, np.uint8)
+    if size <= KEPT_BYTES_MAX:
+        _own.buffer = made
+    return made
