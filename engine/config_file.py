@@ -54,6 +54,8 @@ def parse(
 
 
 def _fault(detail: ErrorDetails) -> str:
+    if "sasl_password" in detail["loc"]:
+        return "kafka.sasl_password: must be text"  # never the value
     location = [part for part in detail["loc"] if part not in ("parquet", "duckdb", "none")]
     key = ".".join(str(part) for part in location) or "the whole"
     match detail["type"]:
@@ -136,7 +138,10 @@ def _resolved(config: Config, directory: Path) -> Config:
         pipelines[name] = pipeline.model_copy(
             update={"sink": sink, "source": source, "consumer_group_id": group_id(name, pipeline)}
         )
-    return config.model_copy(update={"pipelines": pipelines})
+    files = ("ssl_ca_file", "ssl_cert_file", "ssl_key_file")
+    moved_files = {name: directory / path for name in files if (path := getattr(config.kafka, name)) is not None}
+    kafka = config.kafka.model_copy(update=moved_files)
+    return config.model_copy(update={"kafka": kafka, "pipelines": pipelines})
 
 
 def resolved(config: Config) -> dict[str, object]:

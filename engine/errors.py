@@ -11,6 +11,7 @@
     │   └── RecreatedTopic   the topic was deleted and made anew
     ├── ExternalError        exit 3: something outside refuses or is missing
     │   ├── BrokerUnavailable
+    │   ├── CorruptRecords   bytes of the log, or from the network, that are no record batch
     │   ├── SinkUnavailable  not writable, full, or locked by another process
     │   └── DestinationUnavailable
     ├── InternalError        exit 4: a bug in headrace, or a broken invariant
@@ -106,6 +107,20 @@ class ExternalError(HeadraceError):
 
 class BrokerUnavailable(ExternalError):
     retry = True
+
+
+class CorruptRecords(ExternalError):
+    """What a broker gave for ``partition`` of ``topic`` from ``offset`` on cannot be read."""
+
+    def __init__(self, topic: str, partition: int, offset: int, reason: str) -> None:
+        super().__init__(
+            f"topic {topic!r}, partition {partition}: no records can be read at offset {offset}: {reason}",
+            hint="look at the broker's log with kafka-dump-log; a fault of the network or of memory goes with a restart",
+        )
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        self.reason = reason
 
 
 class SinkUnavailable(ExternalError):

@@ -50,7 +50,7 @@ def decompress(codec: int, data: memoryview, bytes_max: int = DECOMPRESSED_BYTES
     while True:
         target = _buffer(size)[:bytes_max]
         try:
-            return target[: _into(codec, data, target)]
+            return _fixed(target[: _into(codec, data, target)])
         except cramjam.DecompressionError as error:
             if "whole buffer" not in str(error):
                 raise BadCompression(f"{NAMES[codec]}: {error}") from None
@@ -78,7 +78,13 @@ def _snappy(data: memoryview, bytes_max: int) -> Bytes:
             used += size
     except cramjam.DecompressionError as error:
         raise BadCompression(str(error)) from None
-    return target[:used]
+    return _fixed(target[:used])
+
+
+def _fixed(made: Bytes) -> Bytes:
+    """The kernel is compiled for arrays that cannot be written to, as responses are."""
+    made.flags.writeable = False
+    return made
 
 
 def _is_xerial(data: memoryview) -> bool:

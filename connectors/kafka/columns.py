@@ -58,7 +58,9 @@ class Columns:
     @property
     def nbytes(self) -> int:
         """Bytes in use of keys, values and headers."""
-        return int(self._cursors[[kernel.KEY_BYTES, kernel.VALUE_BYTES, kernel.NAME_BYTES, kernel.CONTENT_BYTES]].sum())
+        return int(
+            self._cursors[[kernel.KEY_BYTES, kernel.VALUE_BYTES, kernel.NAME_BYTES, kernel.CONTENT_BYTES]].sum()
+        )
 
     def has_room(self, size: int) -> bool:
         """Whether a batch of ``size`` bytes fits into what Arrow can address."""
@@ -148,7 +150,11 @@ class Columns:
         name = pa.Array.from_buffers(
             pa.string(),
             headers,
-            [None, pa.py_buffer(self._name_ends[: headers + 1]), pa.py_buffer(self._names[: cursors[kernel.NAME_BYTES]])],
+            [
+                None,
+                pa.py_buffer(self._name_ends[: headers + 1]),
+                pa.py_buffer(self._names[: cursors[kernel.NAME_BYTES]]),
+            ],
             null_count=0,
         )
         content = _binary(

@@ -223,6 +223,10 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
             if not done:
                 log.warning("the group has not let this member go after %g s; hanging up", STOP_SECONDS_MAX)
                 await consumer._client.close()
+                # Whoever waits for metadata that the client no longer asks for would wait for ever.
+                metadata = consumer._client._md_update_fut
+                if metadata is not None and not metadata.done():
+                    metadata.set_result(False)
     except* errors.KafkaError as group:
         log.warning("leaving the group: %s", group.exceptions[0])
 

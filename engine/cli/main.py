@@ -8,7 +8,7 @@ import traceback
 import click
 import typer
 
-from engine.cli import broker, demo, invoke, produce, query, run
+from engine.cli import broker, demo, invoke, position, produce, query, run
 from engine.errors import Domain, HeadraceError
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app = typer.Typer(
     headrace check headrace.toml      is the configuration right?
     headrace run headrace.toml        run it
     headrace query "SQL" --db FILE    ask the results
+    headrace invoke MODULE.FUNCTION F call a handler with the lines of a file, without a broker
+    headrace position show FILE       where each shard stands, and how far it is behind
 
     Exit codes: 0 done, 2 something you can mend, 3 something outside (broker, disk), 4 a bug in headrace.
     """,
@@ -36,6 +38,7 @@ app.command()(invoke.invoke)
 app.command()(produce.produce)
 app.command()(query.query)
 app.command()(demo.demo)
+app.add_typer(position.app, name="position", help="Where pipelines stand, and moving them.")
 app.add_typer(broker.app, name="broker", help="The embedded Apache Kafka broker.")
 
 

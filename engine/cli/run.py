@@ -114,8 +114,8 @@ def _loop(runtime: Runtime, config: Config) -> int:
         factory = asyncio.new_event_loop
     else:
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_run(runtime, config))
+    # Not closed: closing waits for coroutines that take no cancellation, and the process is about to end.
+    return asyncio.Runner(loop_factory=factory).run(_run(runtime, config))
 
 
 async def _run(runtime: Runtime, config: Config) -> int:

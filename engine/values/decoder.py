@@ -19,6 +19,8 @@ from engine.values.reasons import bounded
 #: of JSON columns can be up to four times as long as it was written (1e15 becomes 1000000000000000.0).
 BATCH_BYTES_MAX = 512 * 1024 * 1024
 
+NULL_VALUE = "the value is null (a tombstone)"  #: the reason of a fault
+
 OnNullValue = Literal["fail", "drop"]
 
 
@@ -66,7 +68,7 @@ def settle(
     """A `Decoded` from columns with a row for every record, reasons by row, and the rows without a value."""
     reasons = dict(wrong)
     if on_null_value == "fail":
-        reasons.update(dict.fromkeys(nulls, "the value is null (a tombstone)"))
+        reasons.update(dict.fromkeys(nulls, NULL_VALUE))
     out = {*reasons, *nulls}
     if out:
         columns = columns.filter(pa.array([row not in out for row in range(len(batch))], pa.bool_()))

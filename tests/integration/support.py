@@ -80,12 +80,12 @@ class Running:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def ended(self) -> Ended:
+    async def ended(self, seconds_max: float = SECONDS_MAX) -> Ended:
         try:
-            async with asyncio.timeout(SECONDS_MAX):
+            async with asyncio.timeout(seconds_max):
                 code = await self.process.wait()
         except TimeoutError:
-            raise AssertionError(f"no end within {SECONDS_MAX} s:\n{self.err}") from None
+            raise AssertionError(f"no end within {seconds_max} s:\n{self.err}") from None
         return Ended(code, self._out.read_text(), self.err)
 
 
@@ -149,10 +149,12 @@ class Project:
                 process.kill()
             await process.wait()
 
-    async def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Ended:
+    async def run(
+        self, *arguments: str, env: Mapping[str, str] | None = None, seconds_max: float = SECONDS_MAX
+    ) -> Ended:
         """``headrace run headrace.toml --until-caught-up`` to its end."""
         async with self.running("--until-caught-up", *arguments, env=env) as running:
-            return await running.ended()
+            return await running.ended(seconds_max)
 
     def rows(self, sink: str, columns: str = "_partition, _offset", *, path: str | None = None) -> list[tuple[Any, ...]]:
         """What a reader finds in a sink of `SINKS`, sorted."""

@@ -188,7 +188,9 @@ async def test_a_drain_lets_the_batch_at_hand_finish() -> None:
     pool = await world.pool(FunctionHandler(function), drain_seconds_max=10.0)
     async with running(pool) as (stopping, task):
         await asyncio.wait_for(called.wait(), SECONDS_MAX)
+        shard, _ = pool._owned[0]
         stopping.set()
+        await until(lambda: shard.is_stopping)
         go_on.set()
         await asyncio.wait_for(task, SECONDS_MAX)
     assert world.rows() == list(range(6))

@@ -126,6 +126,18 @@ leading_zeros = _intrinsic(  #: of a number that is not 0, as 64 bits
 
 
 @compiled
+def get(array: int, place: int) -> int:
+    """An element of an array of int64. Arrays that are passed on by address cost no reference counts."""
+    return load64(array + 8 * place)
+
+
+@compiled
+def put(array: int, place: int, value: int) -> None:
+    """Set an element of an array of int64."""
+    store64(array + 8 * place, value)
+
+
+@compiled
 def copy(to: int, source: int, count: int) -> None:
     """Copy exactly ``count`` bytes between places that do not overlap."""
     if count >= 16:
