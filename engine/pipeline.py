@@ -41,7 +41,7 @@ class PipelineParts:
     clock: Clock
     shard_bytes_max: int
     drain_seconds_max: float
-    delivery_seconds_max: float
+    outage_seconds_max: float
     commits_group_offsets: bool
     phase: Callable[[str], None] | None = None
 
@@ -147,7 +147,7 @@ class Pipeline:
                 fetch_records_max=max(batch_size(parts.config), 10_000),
                 shard_bytes_max=parts.shard_bytes_max,
                 on_commit=lambda _partition, _position: None,
-                delivery_seconds_max=parts.delivery_seconds_max,
+                outage_seconds_max=parts.outage_seconds_max,
                 phase=parts.phase,
             ),
             drain_seconds_max=parts.drain_seconds_max,

@@ -217,6 +217,7 @@ class ShardPool:
     async def _own(self, shard: Shard) -> None:
         """Run a shard, and take it up again after it was lost while it is still assigned; never raises."""
         wait = RESTART_SECONDS
+        failing_since: float | None = None
         while True:
             try:
                 await shard.run()
@@ -224,13 +225,15 @@ class ShardPool:
             except ShardLost as error:
                 log.warning("%s: %s; asking for the position again", shard.label, error)
             except HeadraceError as error:
-                if not error.retry:
+                if shard.statistics().commits:
+                    wait, failing_since = RESTART_SECONDS, None  # it got somewhere since
+                now = self._tools.clock.monotonic()
+                failing_since = now if failing_since is None else failing_since
+                if not error.retry or self._is_given_up(now - failing_since):
                     self._failed[shard.partition] = error
                     log.error("%s: stopped: %s", shard.label, error)
                     return
                 log.warning("%s: %s; trying again", shard.label, error)
-            if shard.statistics().commits:
-                wait = RESTART_SECONDS  # it got somewhere: this is no failure that repeats itself
             if not await self._is_ours(shard, wait):
                 return
             wait = min(wait * 2, RESTART_SECONDS_MAX)
@@ -239,6 +242,10 @@ class ShardPool:
             _, task = self._owned[shard.partition]
             self._owned[shard.partition] = (again, task)
             shard = again
+
+    def _is_given_up(self, failing_seconds: float) -> bool:
+        """A run to the end does not wait for ever for what is away; others do, for nothing is lost meanwhile."""
+        return self._targets is not None and failing_seconds > self._tools.outage_seconds_max
 
     async def _is_ours(self, shard: Shard, wait: float) -> bool:
         """After ``wait`` seconds or more: whether the group still gives us the shard. False once it is given up.

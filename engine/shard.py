@@ -85,7 +85,7 @@ class ShardTools:
     fetch_records_max: int
     shard_bytes_max: int
     on_commit: Callable[[int, int], None]
-    delivery_seconds_max: float
+    outage_seconds_max: float
     phase: Callable[[str], None] | None = None
 
 
@@ -165,7 +165,7 @@ class Shard:
                 writer,
                 self._tools.destination,
                 self._tools.clock,
-                refused_seconds_max=self._tools.delivery_seconds_max if self.target is not None else None,
+                refused_seconds_max=self._tools.outage_seconds_max if self.target is not None else None,
             )
             await self._begin(writer)
             self._state = State.RUNNING

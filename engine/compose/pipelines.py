@@ -182,7 +182,7 @@ def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
         clock=shared.clock,
         shard_bytes_max=shared.config.engine.shard_bytes_max,
         drain_seconds_max=shared.config.engine.drain_seconds_max,
-        delivery_seconds_max=shared.settings.broker_wait_seconds_max,
+        outage_seconds_max=shared.settings.broker_wait_seconds_max,
         commits_group_offsets=not isinstance(config.sink, NoSinkConfig),
         phase=shared.phase,
     )

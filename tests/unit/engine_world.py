@@ -137,7 +137,7 @@ class EngineWorld:
         shard_bytes_max: int = 1_000_000,
         batch_size: int = 10,
         window_seconds: float = 0.0,
-        delivery_seconds_max: float = 60.0,
+        outage_seconds_max: float = 60.0,
         fetch_records_max: int = 1_000,
         sink: Mapping[str, Any] | None = None,
         **config: Any,
@@ -178,7 +178,7 @@ class EngineWorld:
             fetch_records_max=fetch_records_max,
             shard_bytes_max=shard_bytes_max,
             on_commit=lambda _partition, _position: None,
-            delivery_seconds_max=delivery_seconds_max,
+            outage_seconds_max=outage_seconds_max,
         )
 
     @contextlib.asynccontextmanager

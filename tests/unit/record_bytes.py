@@ -57,7 +57,7 @@ def built(rows: Sequence[Row], *, codec: str = "none", base: int = 0, producer: 
     """Format 2 from aiokafka's builder, at offset ``base``."""
     builder = DefaultRecordBatchBuilder(2, CODECS[codec], int(producer >= 0), producer, 0, 0, 1 << 30)
     for at, (key, value, headers) in enumerate(rows):
-        assert builder.append(at, TIME + at * 7 - 3 * (at % 4), key, value, headers)
+        assert builder.append(at, TIME + at * 7 - 3 * (at % 4), key, value, list(headers))
     return patched(bytes(builder.build()), base=base, **options)
 
 

@@ -294,11 +294,34 @@ async def test_a_destination_that_stays_away_ends_a_run_to_the_end() -> None:
     world = live()
     world.append(0, 3)
     world.destination.refusing = True
-    options = {"destination": world.destination, "delivery_seconds_max": 0.0}
+    options = {"destination": world.destination, "outage_seconds_max": 0.0}
     pool = await world.pool(FunctionHandler(failing(1)), until_caught_up=True, **options)
     await finish(pool)
     assert isinstance(pool.errors[0], ExternalError)
     assert world.position() == 3
+
+
+async def test_an_outage_ends_a_run_to_the_end() -> None:
+    """An error that may pass is waited for only so long where the run has an end."""
+    world = live()
+    world.append(0, 3)
+    pool = await world.pool(FunctionHandler(copy), until_caught_up=True, outage_seconds_max=0.0)
+    world.store.refusal = BrokerUnavailable("away")
+    await finish(pool)
+    assert isinstance(pool.errors[0], BrokerUnavailable)
+
+
+async def test_an_outage_is_waited_for_in_a_run_without_an_end() -> None:
+    """The shard is taken up again until it gets somewhere."""
+    world = live()
+    world.append(0, 3)
+    pool = await world.pool(FunctionHandler(copy), outage_seconds_max=0.0)
+    world.store.refusal = BrokerUnavailable("away")
+    async with running(pool):
+        await asyncio.sleep(0.05)
+        assert pool.errors == {}
+        world.store.refusal = None
+        await until(lambda: world.rows() == [0, 1, 2])
 
 
 async def test_new_partitions_are_taken_up_from_their_start() -> None:

@@ -183,7 +183,7 @@ async def test_a_run_to_the_end_gives_a_refusing_destination_so_long(world: Engi
     """Catching up waits for deliveries, up to its bound; then it ends with an error that is not tried again."""
     world.append(0, 2)
     world.destination.refusing = True
-    options = {"destination": world.destination, "delivery_seconds_max": 10.0}
+    options = {"destination": world.destination, "outage_seconds_max": 10.0}
     async with world.shard(FunctionHandler(failing(1)), target=2, **options) as (shard, task):
         await until(lambda: world.destination.refusals > 0)
         assert not shard.is_caught_up
