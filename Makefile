@@ -22,7 +22,7 @@ demo: $(READY) ## a real Kafka, three pipelines, a table of answers
 	@$(BIN)/headrace demo
 
 test: $(READY) ## all tests, against a real broker
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY) ## ruff and mypy, strict
 	$(BIN)/ruff check .

@@ -104,6 +104,10 @@ class FileDestination:
             return DestinationUnavailable(
                 f"on-failure file {self._path}: locked by another process for {LOCK_SECONDS_MAX:g} s", hint=hint
             )
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            return DestinationUnavailable(
+                f"on-failure file {self._path}: {error.filename} is not a directory", hint=hint
+            )
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return DestinationUnavailable(f"on-failure file {self._path}: the disk is full", hint=hint)
         return DestinationUnavailable(f"on-failure file {self._path}: {error.strerror or error}", hint=hint)

@@ -7,12 +7,11 @@ sense on Kafka (AWS Lambda API, CreateEventSourceMapping). Reading the file and 
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -26,8 +25,15 @@ Kind = Literal["kinesis", "kafka", "rows", "arrow", "sql"]
 EVENT_KINDS: frozenset[str] = frozenset({"kinesis", "kafka"})
 
 
+#: TOML has text where these are meant, and lists where tuples are.
+FilePath = Annotated[Path, Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Time = Annotated[AwareDatetime, Field(strict=False)]
+
+
 class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Strict: a number is no text and true is no number, though pydantic would take them.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class KafkaConfig(Model):
@@ -45,9 +51,9 @@ class KafkaConfig(Model):
     sasl_password: SecretStr | None = Field(
         None, description="better in the variable HEADRACE_SASL_PASSWORD; never shown"
     )
-    ssl_ca_file: Path | None = Field(None, description="PEM; the system's authorities when left out")
-    ssl_cert_file: Path | None = Field(None, description="PEM; this client's certificate")
-    ssl_key_file: Path | None = Field(None, description="PEM; the key of that certificate")
+    ssl_ca_file: FilePath | None = Field(None, description="PEM; the system's authorities when left out")
+    ssl_cert_file: FilePath | None = Field(None, description="PEM; this client's certificate")
+    ssl_key_file: FilePath | None = Field(None, description="PEM; the key of that certificate")
     broker_wait_seconds_max: float = Field(60.0, ge=0, description="how long a broker that is away is waited for")
     session_timeout_ms: int = Field(
         10_000, ge=1_000, le=300_000, description="a member that is silent for so long loses its shards"
@@ -99,7 +105,7 @@ class SourceConfig(Model):
     starting_position: Literal["TRIM_HORIZON", "LATEST", "AT_TIMESTAMP"] = Field(
         "TRIM_HORIZON", description="of the very first start; afterwards the sink knows the position"
     )
-    starting_position_timestamp: dt.datetime | None = Field(None, description="goes with AT_TIMESTAMP")
+    starting_position_timestamp: Time | None = Field(None, description="goes with AT_TIMESTAMP")
     batch_size: int | None = Field(
         None, ge=1, le=1_000_000, description="records of one invocation; 100 for kinesis and kafka, else 10,000"
     )
@@ -186,22 +192,22 @@ class FunctionConfig(Model):
 
 class ParquetSinkConfig(Model):
     type: Literal["parquet"]
-    path: Path = Field(description="a directory, relative to the configuration file")
+    path: FilePath = Field(description="a directory, relative to the configuration file")
     file_bytes_max: int = Field(134_217_728, ge=1, description="a shard's files of this size are committed")
     file_age_max_seconds: float = Field(
         5.0, gt=0, le=86_400, description="freshness: how long rows wait at most before they are committed"
     )
     row_group_bytes_max: int = Field(8_388_608, ge=65_536, description="rows of a shard that wait in memory")
-    partition_by: tuple[str, ...] = Field((), description='Hive directories: columns, or "date(COLUMN)"')
+    partition_by: Names = Field((), description='Hive directories: columns, or "date(COLUMN)"')
     hive_partitions_open_max: int = Field(64, ge=1, le=10_000, description="in one write; records beyond it fail")
 
 
 class DuckDBSinkConfig(Model):
     type: Literal["duckdb"]
-    path: Path = Field(description="a file, relative to the configuration file; made when missing")
+    path: FilePath = Field(description="a file, relative to the configuration file; made when missing")
     table: str = Field(min_length=1, max_length=200, description="NAME or SCHEMA.NAME; made when missing")
     mode: Literal["append", "upsert"] = Field("append", description="add rows, or merge changes by key")
-    key: tuple[str, ...] = Field((), description="upsert: the columns that name a row")
+    key: Names = Field((), description="upsert: the columns that name a row")
     order_by: str = Field("_offset", description="upsert: the last change of a key by this column stays")
     delete_column: str = Field("_deleted", description="upsert: a row where this is true deletes its key")
     commit_interval_max_seconds: float = Field(
@@ -225,6 +231,7 @@ class NoSinkConfig(Model):
     type: Literal["none"]
 
 
+SINK_TYPES = ("parquet", "duckdb", "none")
 SinkConfig = Annotated[ParquetSinkConfig | DuckDBSinkConfig | NoSinkConfig, Field(discriminator="type")]
 
 
@@ -264,6 +271,7 @@ class Config(Model):
     def _nothing_is_shared_that_must_not_be(self) -> Self:
         """Two pipelines must not write one table or directory, nor be one consumer group."""
         owners: dict[str, str] = {}
+        faults = []
         for name, pipeline in self.pipelines.items():
             claims = [f"consumer group {group_id(name, pipeline)}"]
             if isinstance(pipeline.sink, ParquetSinkConfig):
@@ -273,7 +281,9 @@ class Config(Model):
             for claim in claims:
                 other = owners.setdefault(claim, name)
                 if other != name:
-                    raise ValueError(f"pipelines {other} and {name} both use {claim}")
+                    faults.append(f"pipelines {other} and {name} both use {claim}")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
 

@@ -15,11 +15,14 @@ from pathlib import Path
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from engine.config import Config, DestinationConfig, batch_size, group_id
+from engine.config import SINK_TYPES, Config, DestinationConfig, batch_size, group_id
 from engine.errors import ConfigError
 
 #: A fault quotes at most this much of the value it is about.
 EXCERPT_CHARACTERS_MAX = 80
+
+#: Where pydantic puts the tag of the sink's union, behind pipelines.NAME.sink; it is no part of the key.
+SINK_TYPE_AT = 3
 
 
 def load(path: Path) -> Config:
@@ -56,15 +59,18 @@ def parse(
 def _fault(detail: ErrorDetails) -> str:
     if "sasl_password" in detail["loc"]:
         return "kafka.sasl_password: must be text"  # never the value
-    location = [part for part in detail["loc"] if part not in ("parquet", "duckdb", "none")]
-    key = ".".join(str(part) for part in location) or "the whole"
+    location = list(detail["loc"])
+    sink_type: int | str | None = None
+    if location[:1] == ["pipelines"] and location[2:3] == ["sink"] and len(location) > SINK_TYPE_AT:
+        sink_type = location.pop(SINK_TYPE_AT)
+    key = ".".join(str(part) for part in location)
     match detail["type"]:
         case "extra_forbidden":
-            return f"{key}: unknown key{_nearest(location, _valid_keys(location))}"
+            return f"{key}: unknown key{_nearest(location, _valid_keys(location, sink_type))}"
         case "missing":
             return f"{key}: is missing"
         case "union_tag_not_found":
-            return f"{key}.type: is missing; valid are {detail['ctx']['expected_tags']}"
+            return f"{key}.type: is missing; valid are {', '.join(map(repr, SINK_TYPES))}"
         case "union_tag_invalid":
             tag, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
             valid = [name.strip(" '") for name in expected.split(",")]
@@ -77,7 +83,7 @@ def _fault(detail: ErrorDetails) -> str:
             message = detail["msg"].removeprefix("Value error, ")
             if isinstance(detail["input"], str | int | float):
                 return f"{key} = {_excerpt(detail['input'])}: {message}"
-            return f"{key}: {message}"
+            return f"{key}: {message}" if key else message
         case _:
             message = detail["msg"][0].lower() + detail["msg"][1:]
             if isinstance(detail["input"], dict | list):
@@ -100,11 +106,15 @@ def _nearest(location: list[int | str], valid: list[str]) -> str:
     return _guess(location[-1], valid) or (f"; valid are {', '.join(valid)}" if valid else "")
 
 
-def _valid_keys(location: list[int | str]) -> list[str]:
-    """The keys that the table at ``location`` (without its last part) may have."""
+def _valid_keys(location: list[int | str], sink_type: int | str | None) -> list[str]:
+    """The keys that the table at ``location`` (without its last part) may have; of sinks, those of one type."""
     models: list[type[BaseModel]] = [Config]
-    for part in location[:-1]:
+    # A pipeline may be called like a setting.
+    parts = [location[0], *location[2:-1]] if location[:1] == ["pipelines"] else location[:-1]
+    for part in parts:
         models = [found for model in models for found in _models_below(model, str(part))] or models
+    if sink_type is not None:
+        models = [model for model in models if sink_type in typing.get_args(model.model_fields["type"].annotation)]
     return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
 
 

@@ -197,6 +197,10 @@ class Database:
             if not self.path.exists():
                 self._create()
             connection = duckdb.connect(self.path, config=self._settings)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise SinkUnavailable(
+                f"DuckDB file {self.path} cannot be made: {error.filename} is not a directory"
+            ) from error
         except OSError as error:
             raise SinkUnavailable(f"DuckDB file {self.path} cannot be made: {error}") from error
         except duckdb.Error as error:
@@ -206,6 +210,9 @@ class Database:
                 raise _Locked(f"process {found[2]}{program}" if found else "another process") from error
             raise self._unavailable(error) from error
         try:
+            # DuckDB 1.5.5: a COMMIT that fails on a full disk leaves its new rows marked as deleted in memory. A
+            # checkpoint on close would make the marks durable, and the rows that come to lie there next are lost.
+            connection.execute("PRAGMA disable_checkpoint_on_shutdown")
             catalog.prepare(connection)
         except duckdb.Error as error:
             connection.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from typing import Any
 
 import cramjam
 import numpy as np
@@ -53,7 +54,7 @@ def decompress(codec: int, data: memoryview, bytes_max: int = DECOMPRESSED_BYTES
             return _fixed(target[: _into(codec, data, target)])
         except cramjam.DecompressionError as error:
             if "whole buffer" not in str(error):
-                raise BadCompression(f"{NAMES[codec]}: {error}") from None
+                raise BadCompression(f"{NAMES[codec]}: {str(error).removeprefix('lz4: ')}") from None
             if target.size >= bytes_max:
                 raise BadCompression(f"{NAMES[codec]}: more than {bytes_max} bytes when decompressed") from None
         size = min(bytes_max, 4 * target.size)
@@ -73,7 +74,8 @@ def _snappy(data: memoryview, bytes_max: int) -> Bytes:
         target = _buffer(sum(sizes))
         used = 0
         for block, size in zip(blocks, sizes, strict=True):
-            if cramjam.snappy.decompress_raw_into(block, target[used : used + size]) != size:
+            into: Any = target[used : used + size]
+            if cramjam.snappy.decompress_raw_into(block, into) != size:
                 raise BadCompression("snappy: a block is not of the size that it claims")
             used += size
     except cramjam.DecompressionError as error:

@@ -79,7 +79,7 @@ class Columns:
     ) -> None:
         """Append the ``count`` records that ``source`` holds, without those below ``offset_min``.
 
-        All timestamps are ``append_timestamp`` where that is given. Raises BadRecord, and has appended nothing then.
+        All timestamps are ``append_timestamp`` where that is given. Raises BadRecord and has appended nothing then.
         """
         if count > source.size // kernel.RECORD_BYTES_MIN:
             raise BadRecord(kernel.BAD_LENGTH, source.size // kernel.RECORD_BYTES_MIN)
@@ -90,7 +90,8 @@ class Columns:
                 source, count, base_offset, offset_delta_max, base_timestamp, append_timestamp or 0,
                 append_timestamp is not None, offset_min, self._cursors, self._offsets, self._timestamps,
                 self._key_ends, self._key_set, self._keys, self._value_ends, self._value_set, self._values,
-                self._header_ends, self._name_ends, self._names, self._content_ends, self._content_set, self._contents,
+                self._header_ends, self._name_ends, self._names, self._content_ends, self._content_set,
+                self._contents,
             )  # fmt: skip
             if code == kernel.OK:
                 return
@@ -133,7 +134,7 @@ class Columns:
         setattr(self, name, made)
 
     def record_batch(self) -> pa.RecordBatch:
-        """The records, with the columns of `engine.batch.RECORDS`. The buffers are handed over: use this no more."""
+        """The records, with the columns of `engine.batch.RECORDS`. The buffers go with them: use this no more."""
         cursors = [int(cursor) for cursor in self._cursors]
         rows, headers = cursors[kernel.ROWS], cursors[kernel.HEADERS]
         key = _binary(

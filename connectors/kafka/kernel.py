@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -86,6 +86,8 @@ HEADER_BYTES = 49
 MAGIC_AT = 16
 LAST_DELTA_AT = 23
 
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
 #: The least that a record takes: seven numbers of one byte each.
 RECORD_BYTES_MIN = 7
 
@@ -93,18 +95,17 @@ RECORD_BYTES_MIN = 7
 def compiled(function: Function) -> Function:
     """``function`` as machine code, kept on disk where there is a place for it."""
     # No fast-math, no bounds checks of numba's own: theirs raise, and cost a fifth.
-    options = {"nogil": True, "boundscheck": False}
-    made: Function
+    made: Any
     try:
-        made = numba.njit(cache=True, **options)(function)
+        made = numba.njit(cache=True, nogil=True, boundscheck=False)(function)
     except RuntimeError as error:  # neither this directory nor the user's cache can be written to
         log.warning("compiling anew in every process, set NUMBA_CACHE_DIR to keep the result: %s", error)
-        made = numba.njit(cache=False, **options)(function)
-    return made
+        made = numba.njit(cache=False, nogil=True, boundscheck=False)(function)
+    return cast(Function, made)
 
 
 @compiled
-def varint(source: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
+def varint(source: npt.NDArray[np.uint8], at: int, end: int) -> tuple[Any, int]:
     """The zigzag number at ``at`` and the place behind it, which is -1 when it is malformed or reaches ``end``."""
     if at >= end:
         return 0, -1
@@ -129,7 +130,7 @@ def varint(source: npt.NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
 
 
 @compiled
-def big_endian(source: npt.NDArray[np.uint8], at: int, length: int) -> int:
+def big_endian(source: npt.NDArray[np.uint8], at: int, length: int) -> Any:
     """The signed number of ``length`` bytes (4 or 8); the caller has checked that they are there."""
     result = np.uint64(0)
     for index in range(at, at + length):
@@ -149,28 +150,25 @@ def walk(source: npt.NDArray[np.uint8], position: int, frames: npt.NDArray[np.in
     size = source.size
     at = 0
     count = 0
-    before = np.int64(0)
-    while size - at >= MAGIC_AT + 1 and count < frames.shape[0]:
+    before: Any = np.int64(0)
+    while size - at >= OVERHEAD_BYTES and count < frames.shape[0]:
         base = big_endian(source, at, 8)
         length = big_endian(source, at + 8, 4)
-        magic = np.int64(source[at + MAGIC_AT])
         if length < LEGACY_BYTES_MIN:
             return count, BAD_FRAME
         if length > size - at - OVERHEAD_BYTES:
             break
+        magic = np.int64(source[at + MAGIC_AT])
         if magic > 2:
             return count, BAD_FORMAT
-        last = base
+        delta = np.int64(0)
         if magic == 2:
             if length < HEADER_BYTES:
                 return count, BAD_FRAME
             delta = big_endian(source, at + LAST_DELTA_AT, 4)
-            if delta < 0:
-                return count, BAD_RANGE
-            last = base + delta
-        if base < before or last < base or last + 1 < last:
+        if delta < 0 or base < before or base > INT64_MAX - 1 - delta:
             return count, BAD_RANGE
-        before = last + 1
+        before = base + delta + 1
         frames[count, FRAME_START] = at
         at += OVERHEAD_BYTES + length
         frames[count, FRAME_END] = at
@@ -216,8 +214,7 @@ def is_utf8(source: npt.NDArray[np.uint8], at: int, end: int) -> bool:
     return True
 
 
-@intrinsic
-def put(_context: Any, source: Any, at: Any, length: Any, target: Any, used: Any) -> Any:
+def _put(_context: Any, source: Any, at: Any, length: Any, target: Any, used: Any) -> Any:
     """``put(source, at, length, target, used)``: copy ``length`` bytes. The caller has checked both ends.
 
     An assignment of slices is checked by numba as well, and costs a third of the whole decoding.
@@ -226,10 +223,14 @@ def put(_context: Any, source: Any, at: Any, length: Any, target: Any, used: Any
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_at = _address(context, builder, signature.args[0], arguments[0], arguments[1])
         target_at = _address(context, builder, signature.args[3], arguments[3], arguments[4])
-        cgutils.raw_memcpy(builder, target_at, source_at, arguments[2], 1)
+        memcpy: Any = cgutils.raw_memcpy
+        memcpy(builder, target_at, source_at, arguments[2], 1)
         return context.get_dummy_value()
 
     return types.void(source, types.int64, types.int64, target, types.int64), generate
+
+
+put: Any = intrinsic(_put)
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -391,9 +392,12 @@ def decode(
         at = end
         timestamp = append_timestamp
         if not is_append_time:
-            timestamp = base_timestamp + time_delta
-            if (time_delta > 0 and timestamp < base_timestamp) or (time_delta < 0 and timestamp > base_timestamp):
+            # Before the sum: that it does not overflow is taken for granted by the compiler.
+            if time_delta > 0 and base_timestamp > INT64_MAX - time_delta:
                 return BAD_TIMESTAMP
+            if time_delta < 0 and base_timestamp < INT64_MIN - time_delta:
+                return BAD_TIMESTAMP
+            timestamp = base_timestamp + time_delta
         if base_offset + delta < offset_min:
             continue
         if row >= rows_max:

@@ -1,4 +1,7 @@
-"""A Kafka topic as an `engine.protocols.Source`: group membership and fetching by aiokafka.
+"""A Kafka topic as an `engine.protocols.Source`: group membership by aiokafka, fetching by it or by `fetcher`.
+
+``fetching = "raw"`` is the fast way: responses as bytes, decoded into Arrow columns. The consumer's partitions then
+stay paused, so that it never fetches. ``"getmany"`` has aiokafka fetch, and is what the other is tested against.
 
 What aiokafka does that this has to live with (0.14): it swallows what assignment callbacks raise and fetches
 on from the group offset, so callbacks only signal, and a partition stays paused until its owner has sought;
@@ -10,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition, errors
 
@@ -22,7 +27,12 @@ from engine.batch import Batch, Stream
 from engine.errors import BrokerUnavailable, ExternalError, InternalError, ShardLost
 from engine.protocols import Clock, OffsetOutOfRange, ShardListener
 
+if TYPE_CHECKING:
+    from connectors.kafka.fetcher import Fetcher, FetcherStatistics
+
 log = logging.getLogger("headrace.kafka")
+
+Fetching = Literal["raw", "getmany"]
 
 #: An idle shard's long poll; shards of one broker share a connection, where polls wait for each other.
 FETCH_WAIT_MS_MAX = 100
@@ -43,7 +53,10 @@ REJOIN_SECONDS = 10.0
 
 
 class KafkaSource:
-    """One topic read by one member of ``group_id``. ``fetch_bytes_max`` bounds one fetch of one partition."""
+    """One topic read by one member of ``group_id``. ``fetch_bytes_max`` bounds one fetch of one partition.
+
+    ``rack`` says where this process is, for fetching from replicas nearby (raw only).
+    """
 
     def __init__(
         self,
@@ -56,6 +69,8 @@ class KafkaSource:
         fetch_bytes_max: int = 1_048_576,
         drain_seconds_max: float = 30.0,
         poll_interval_seconds_max: float = 300.0,
+        fetching: Fetching = "getmany",
+        rack: str = "",
     ) -> None:
         self._settings = settings
         self._topic = topic
@@ -64,7 +79,11 @@ class KafkaSource:
         self._fetch_bytes_max = fetch_bytes_max
         self._drain_seconds_max = drain_seconds_max
         self._poll_interval_seconds_max = poll_interval_seconds_max
+        self._fetching = fetching
+        self._rack = rack
+        self._clock = clock
         self._cluster = Cluster(settings, clock)
+        self._fetcher: Fetcher | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self._held = contextlib.ExitStack()
         self._listener: _Listener | None = None
@@ -105,11 +124,36 @@ class KafkaSource:
         except (errors.KafkaError, OSError) as error:
             await consumer.stop()
             raise BrokerUnavailable(f"{self._settings.bootstrap}: {error}") from None
+        try:
+            if self._fetching == "raw":
+                self._fetcher = await self._opened_fetcher()
+        except BaseException:
+            await consumer.stop()
+            raise
         self._consumer = consumer
         # A member whose shards are all busy or held back calls no getmany, and would be made to leave.
         self._held.enter_context(consumer._subscription.fetch_context())
-        self._listener = _Listener(self._group_id, consumer, listener, self._next)
+        self._listener = _Listener(self._group_id, consumer, listener, self._forget)
         consumer.subscribe([self._topic], listener=self._listener)
+
+    async def _opened_fetcher(self) -> Fetcher:
+        # Imports the compiler of its kernel, which takes time and memory that `getmany` does not need.
+        module = await asyncio.to_thread(importlib.import_module, "connectors.kafka.fetcher")
+        fetcher: Fetcher = module.Fetcher(
+            self._settings,
+            topic=self._topic,
+            clock=self._clock,
+            read_committed=self._read_committed,
+            fetch_bytes_max=self._fetch_bytes_max,
+            rack=self._rack,
+        )
+        await fetcher.open()
+        return fetcher
+
+    @property
+    def fetch_statistics(self) -> FetcherStatistics | None:
+        """What raw fetching has done since the group was joined; None when it is not in use."""
+        return None if self._fetcher is None else self._fetcher.statistics
 
     async def leave(self) -> None:
         consumer, self._consumer = self._consumer, None
@@ -149,10 +193,18 @@ class KafkaSource:
         consumer, shard = self._member(partition)
         try:
             consumer.seek(shard, offset)
-            consumer.resume(shard)
+            if self._fetcher is None:
+                consumer.resume(shard)
         except errors.IllegalStateError:
             raise ShardLost(f"{self._topic}-{partition} is no longer assigned") from None
+        if self._fetcher is not None:
+            self._fetcher.seek(partition, offset)
         self._next[partition] = offset
+
+    def _forget(self, partition: int) -> None:
+        self._next.pop(partition, None)
+        if self._fetcher is not None:
+            self._fetcher.drop(partition)
 
     async def fetch(self, partition: int, *, records_max: int, seconds_max: float) -> Batch | None:
         consumer, shard = self._member(partition)
@@ -160,6 +212,12 @@ class KafkaSource:
         if start is None:
             raise ShardLost(f"{self._topic}-{partition} was revoked, or its owner has yet to seek")
         try:
+            if self._fetcher is not None:
+                consumer._coordinator.check_errors()
+                batch = await self._fetcher.take(partition, records_max=records_max, seconds_max=seconds_max)
+                if batch is not None:
+                    self._next[partition] = batch.end
+                return batch
             fetched = await consumer.getmany(shard, timeout_ms=int(seconds_max * 1000), max_records=records_max)
             end = await consumer.position(shard)
         except errors.OffsetOutOfRangeError:
@@ -235,12 +293,12 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     """Hands aiokafka's callbacks on. What it raises would be swallowed, so errors are logged here."""
 
     def __init__(
-        self, name: str, consumer: AIOKafkaConsumer, listener: ShardListener, positions: dict[int, int]
+        self, name: str, consumer: AIOKafkaConsumer, listener: ShardListener, forget: Callable[[int], None]
     ) -> None:
         self._name = name
         self._consumer = consumer
         self._listener = listener
-        self._positions = positions
+        self._forget = forget
         self._owned: frozenset[int] = frozenset()
         self._leaving = False
 
@@ -271,4 +329,4 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         except Exception:
             log.exception("%s: a revocation failed", self._name)
         for partition in owned:
-            self._positions.pop(partition, None)
+            self._forget(partition)

@@ -2,7 +2,7 @@
 
 from engine.values.decoder import BATCH_BYTES_MAX, Decoded, Decoder, OnNullValue
 from engine.values.documents import DEPTH_MAX
-from engine.values.json_decoder import ReferenceJsonDecoder as JsonDecoder
+from engine.values.json_decoder import JsonDecoder, ReferenceJsonDecoder
 from engine.values.json_infer import infer
 from engine.values.raw_decoder import RawDecoder
 from engine.values.schema import REST, is_reserved
@@ -20,6 +20,7 @@ __all__ = [
     "JsonDecoder",
     "OnNullValue",
     "RawDecoder",
+    "ReferenceJsonDecoder",
     "TextDecoder",
     "column_field",
     "column_type",

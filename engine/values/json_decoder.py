@@ -168,8 +168,9 @@ class JsonDecoder:
         if self._trace:
             traces = trace_arrays(batch)
             arrays += traces if keep is None else [array.filter(pa.array(keep)) for array in traces]
-        offsets = batch.records.column("offset")
-        faults = tuple(Fault(offsets[row].as_py(), bounded(reasons[row])) for row in sorted(reasons))
+        bad = sorted(reasons)
+        offsets = batch.records.column("offset").to_numpy()[bad].tolist() if bad else []
+        faults = tuple(Fault(offset, bounded(reasons[row])) for offset, row in zip(offsets, bad, strict=True))
         kept = len(values) if keep is None else int(np.count_nonzero(keep))
         columns = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         assert columns.num_rows == kept, f"{columns.num_rows:,} rows of {kept:,} records"

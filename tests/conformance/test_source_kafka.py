@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 
 from connectors.kafka.broker import Broker
 from connectors.kafka.settings import KafkaSettings
-from connectors.kafka.source import KafkaSource
+from connectors.kafka.source import Fetching, KafkaSource
 from engine.clock import SystemClock
 from tests.conformance.source_suite import PARTITIONS, SECONDS_MAX, SourceSuite, World
 from tests.conftest import TopicFactory
@@ -40,8 +40,9 @@ class KafkaWorld:
     poll_interval_seconds_max = 1.5
     session_seconds = 3.0
 
-    def __init__(self, bootstrap: str, topic: str, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(self, bootstrap: str, topic: str, fetching: Fetching, stack: contextlib.AsyncExitStack) -> None:
         self.topic = topic
+        self._fetching = fetching
         self._bootstrap = bootstrap
         self._stack = stack
         self._run = uuid.uuid4().hex[:12]
@@ -62,6 +63,7 @@ class KafkaWorld:
             clock=SystemClock(),
             drain_seconds_max=SECONDS_MAX,
             poll_interval_seconds_max=self.poll_interval_seconds_max,
+            fetching=self._fetching,
         )
         self._stack.push_async_callback(source.close)
         return source
@@ -138,8 +140,10 @@ def _closed_port() -> int:
 @pytest.mark.broker
 @pytest.mark.slow
 class TestKafkaSource(SourceSuite):
-    @pytest.fixture
-    async def world(self, broker: Broker, topic: TopicFactory) -> AsyncIterator[World]:
+    @pytest.fixture(params=["getmany", "raw"])
+    async def world(
+        self, broker: Broker, topic: TopicFactory, request: pytest.FixtureRequest
+    ) -> AsyncIterator[World]:
         name = await topic(partitions=PARTITIONS, config={"max.message.bytes": str(MESSAGE_BYTES_MAX)})
         async with contextlib.AsyncExitStack() as stack:
-            yield KafkaWorld(broker.bootstrap, name, stack)
+            yield KafkaWorld(broker.bootstrap, name, request.param, stack)

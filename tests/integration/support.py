@@ -156,7 +156,9 @@ class Project:
         async with self.running("--until-caught-up", *arguments, env=env) as running:
             return await running.ended(seconds_max)
 
-    def rows(self, sink: str, columns: str = "_partition, _offset", *, path: str | None = None) -> list[tuple[Any, ...]]:
+    def rows(
+        self, sink: str, columns: str = "_partition, _offset", *, path: str | None = None
+    ) -> list[tuple[Any, ...]]:
         """What a reader finds in a sink of `SINKS`, sorted."""
         place = self.directory / (path or str(SINKS[sink]["path"]))
         if sink == "parquet":
@@ -223,7 +225,7 @@ class Project:
             consumer.assign([shard])
             await consumer.seek_to_beginning(shard)
             end = (await consumer.end_offsets([shard]))[shard]
-            found = []
+            found: list[dict[str, Any]] = []
             async with asyncio.timeout(SECONDS_MAX):
                 while len(found) < end:
                     found.append(orjson.loads((await consumer.getone()).value))

@@ -1,4 +1,4 @@
-"""Handlers that cannot be loaded, that raise, and that return what their kind does not allow, through `headrace run`.
+"""Handlers that cannot be loaded, that raise, or return what their kind does not allow, through `headrace run`.
 
 Not here: what loading and calling say of each fault in detail (tests/unit/test_loader.py, test_kinds_*).
 """
@@ -133,8 +133,10 @@ async def test_handlers_that_cannot_be_used_are_all_named_before_anything_runs(
     assert not any((project.directory / key).exists() for key in functions), "nothing was begun"
 
 
-async def test_a_handler_that_raises_is_tried_so_often_and_then_reported(project: Project, topic: TopicFactory) -> None:
-    """maximum_retry_attempts counts what follows the first attempt; then the batch goes, whole, and work goes on."""
+async def test_a_handler_that_raises_is_tried_so_often_and_then_reported(
+    project: Project, topic: TopicFactory
+) -> None:
+    """maximum_retry_attempts counts what follows the first attempt; then the whole batch goes, and work goes on."""
     name = await topic()
     values = [b'{"id": %d}' % n for n in range(3)]
     await project.produce(name, {0: values})
@@ -207,7 +209,11 @@ async def test_a_handler_that_takes_too_long_fails_its_attempt(project: Project,
 
 #: A handler of each kind that returns what the kind does not allow, and what is said of it.
 RETURNS = {
-    "kinesis-set": ("kinesis", "a_set", "handlers.a_set (kind kinesis) gave a set: {1, 2}, which JSON cannot carry"),
+    "kinesis-set": (
+        "kinesis",
+        "a_set",
+        "handlers.a_set (kind kinesis) gave a set: {1, 2}, which JSON cannot carry",
+    ),
     "kafka-set": ("kafka", "a_set", "handlers.a_set (kind kafka) gave a set: {1, 2}, which JSON cannot carry"),
     "kinesis-rows": ("kinesis", "bad_rows", "handlers.bad_rows (kind kinesis) gave a dict"),
     "kafka-rows": ("kafka", "bad_rows", "handlers.bad_rows (kind kafka) gave a dict"),
@@ -224,7 +230,9 @@ RETURNS = {
 
 
 @pytest.mark.parametrize("reports", [False, True])
-async def test_what_a_kind_does_not_allow_fails_the_batch(project: Project, topic: TopicFactory, reports: bool) -> None:
+async def test_what_a_kind_does_not_allow_fails_the_batch(
+    project: Project, topic: TopicFactory, reports: bool
+) -> None:
     """Each kind: a wrong return is a failed attempt that names handler, kind and value; no row of it is kept."""
     name = await topic()
     await project.produce(name, {0: [b'{"id": 1}', b'{"id": 2}']})

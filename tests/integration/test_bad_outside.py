@@ -1,7 +1,7 @@
 """Faults of the world around a run: topics, brokers, logs that lost or grew something, and sinks that refuse.
 
 Each through `headrace run`: the exit code, what is said, and that nothing is lost or written twice afterwards. Not
-here: a disk that refuses at each single step (tests/simulation/test_parquet_sink_faults.py, test_duckdb_database.py).
+here: a disk that refuses at each single step (test_parquet_sink_faults.py, test_duckdb_database.py).
 """
 
 from __future__ import annotations
@@ -266,12 +266,12 @@ async def test_a_path_that_cannot_be_written(project: Project, topic: TopicFacto
     ended = await project.run()
     assert ended.code == 3, ended.err
     assert str(project.directory / "taken" / str(SINKS[sink]["path"])) in ended.err
-    assert {"parquet": "Not a directory", "duckdb": "File exists"}[sink] in ended.err
+    assert "not a directory" in ended.err.lower()
     assert "assigned" not in ended.err
 
 
 async def test_destinations_that_cannot_be_used(project: Project, topic: TopicFactory) -> None:
-    """A file below a file is exit 3; the source topic as its own on-failure topic is exit 2; both before any work."""
+    """A file below a file is exit 3, the source topic as its own on-failure topic exit 2; both before any work."""
     name = await topic()
     await project.produce(name, {0: ids(0)})
     project.write("taken", "a file")
@@ -320,13 +320,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mount)], check=True)
 
 
-LOSES_A_ROW = pytest.mark.xfail(
-    strict=True,
-    reason="DuckDB 1.5.5: after a COMMIT that found the disk full, the checkpoint on close hides the next new row",
-)
-
-
-@pytest.mark.parametrize("sink", ["parquet", pytest.param("duckdb", marks=LOSES_A_ROW)])
+@pytest.mark.parametrize("sink", ["parquet", "duckdb"])
 async def test_a_full_disk(project: Project, topic: TopicFactory, small_disk: Path, sink: str) -> None:
     """Exit 3 and the path; what was committed is whole, and with more room the next run writes the rest once."""
     name = await topic()
@@ -346,7 +340,7 @@ async def test_a_full_disk(project: Project, topic: TopicFactory, small_disk: Pa
     assert found == [(n,) for n in range(len(found))]
     assert len(found) < 201
 
-    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     ended = await project.run(seconds_max=20)
     assert ended.code == 0, ended.err
     assert project.rows(sink, "_offset", path=str(place["path"])) == [(n,) for n in range(201)]
@@ -400,7 +394,7 @@ async def test_a_table_of_another_schema(project: Project, topic: TopicFactory) 
 
 @pytest.mark.parametrize("sink", list(SINKS))
 async def test_columns_that_changed_between_two_runs(project: Project, topic: TopicFactory, sink: str) -> None:
-    """Each column that differs from the sink's rows is named; no record goes to on_failure for it, nor is any lost."""
+    """Each column that differs from the sink's rows is named; no record goes to on_failure for it, or is lost."""
     name = await topic()
     await project.produce(name, {0: ids(0)})
     first = pipeline(name, sink, schema=COLUMNS, on_failure="failed.jsonl")

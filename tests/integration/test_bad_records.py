@@ -102,7 +102,7 @@ async def test_bad_records_are_reported_and_the_rest_flows(
 async def test_without_a_destination_each_shard_stops_before_its_bad_record(
     project: Project, topic: TopicFactory, sink: str
 ) -> None:
-    """Rows before it are committed, the position stands at it, other shards finish; with a destination it goes on."""
+    """Rows before it are committed, the position is its offset, others finish; with a destination it goes on."""
     count = len(BAD)
     name = await topic(partitions=count + 1, config=LARGE)
     partitions: dict[int, list[Value]] = {}
@@ -130,7 +130,9 @@ async def test_without_a_destination_each_shard_stops_before_its_bad_record(
     assert ended.code == 0, ended.err
     after_bad = [(p, p % 3 + n, p % 3 + n) for p in range(count) for n in (1, 2)]
     assert project.rows(sink, "_partition, _offset, id") == sorted([*before_bad, *after_bad, *whole])
-    assert [(each["partition"], each["offset"]) for each in project.failures()] == [(p, p % 3) for p in range(count)]
+    assert [(each["partition"], each["offset"]) for each in project.failures()] == [
+        (p, p % 3) for p in range(count)
+    ]
     assert [value_of(each) for each in project.failures()] == [value for value, _ in BAD.values()]
     assert await project.positions(sink, "clicks", name) == [*(p % 3 + 3 for p in range(count)), 5]
 
@@ -232,7 +234,7 @@ async def test_a_lambda_event_holds_every_record_but_the_too_large(project: Proj
 async def test_without_a_sink_bad_records_are_delivered_before_the_checkpoint(
     project: Project, topic: TopicFactory
 ) -> None:
-    """A handler with its own effects sees the good records; the group offset passes the bad one after its report."""
+    """A handler with its own effects sees the good records; the bad one is passed after its report."""
     name = await topic()
     await project.produce(name, {0: [good(0), b"hello", good(1)]})
     project.write(
@@ -275,12 +277,12 @@ async def test_rows_that_a_sink_refuses_are_reported(project: Project, topic: To
     [keyless], [beyond] = project.failures("upsert.jsonl"), project.failures("hive.jsonl")
     assert (keyless["offset"], beyond["offset"]) == (1, 3)
     assert "id" in keyless["reason"]
-    assert "hive_partitions_open_max" in beyond["reason"] or "partitions" in beyond["reason"]
+    assert "hive_partitions_open_max" in beyond["reason"]
 
 
 def test_the_configuration_that_tests_write_is_read_back() -> None:
     """The TOML of these tests says what they mean."""
     import tomllib
 
-    document = {"a": 1, "b": {"c": "x\n\"y\"", "d": [1, 2], "e": {"f": True}}}
+    document = {"a": 1, "b": {"c": 'x\n"y"', "d": [1, 2], "e": {"f": True}}}
     assert tomllib.loads(toml(document)) == document

@@ -210,7 +210,7 @@ async def test_a_pipeline_that_fails_does_not_stop_the_other(project: Project, t
 @broker_test
 @slow
 async def test_the_gravest_of_several_errors_is_the_exit_code(project: Project, topic: TopicFactory) -> None:
-    """An unknown topic (2) beside a sink that cannot be written (3) gives 3; both are said, each with its pipeline."""
+    """An unknown topic (2) beside a sink that cannot be written (3) gives 3; each is said with its pipeline."""
     name = await topic()
     project.write("taken", "a file")
     project.configure(

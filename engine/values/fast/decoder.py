@@ -26,12 +26,14 @@ from engine.values.fast.kernel import (
     KEEP,
     NEVER,
     NULL,
+    SHORT_BYTES_MAX,
     SIGNED,
     SLOW,
     TEXT,
     UNKNOWN_MAX,
     UNSIGNED,
     Bets,
+    Job,
     Plan,
     Slots,
 )
@@ -45,15 +47,19 @@ _FLOAT_INFINITE = struct.unpack("<q", struct.pack("<d", (2 - 2.0**-24) * 2.0**12
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What the kernel made of values: slots, and the numbers of the rows that it left (``slow``) or that are null.
+    """What the kernel made of values (see `Slots`), and the rows that it left (``slow``) or that are null.
 
-    ``base`` is where the values start, ``rest`` holds the bytes of ``_rest``.
+    ``base`` and ``limit`` are where the values start and end, ``rest`` holds the bytes of ``_rest``. ``text`` has
+    for each column, and last for ``_rest``, as many bytes as its text takes at most, before what is slow.
     """
 
-    slots: Slots
+    values: np.ndarray
+    valid: np.ndarray
+    text: np.ndarray
     slow: np.ndarray
     nulls: np.ndarray
     base: int
+    limit: int
     rest: np.ndarray
 
 
@@ -65,83 +71,136 @@ class Kernel:
         self._with_rest = rest
         self._names = [field.name.encode() for field in fields]
         self._octets = np.frombuffer(b"".join(self._names) or b"\0", np.uint8)
-        self._plan = self._planned(rest)
-
-    def _planned(self, rest: bool) -> Plan:
-        count = len(self._fields)
-        places = count + UNKNOWN_MAX
-        kinds = np.full(places, KEEP if rest else IGNORE, np.int64)
-        low, high, extra, name_at, name_size = (np.zeros(places, np.int64) for _ in range(5))
-        at = self._octets.ctypes.data
-        for number, (field, name) in enumerate(zip(self._fields, self._names, strict=True)):
-            kinds[number], low[number], high[number], extra[number] = _kind(field)
-            name_at[number], name_size[number] = at, len(name)
+        places = len(fields) + UNKNOWN_MAX
+        self._kinds = np.full(places, KEEP if rest else IGNORE, np.int64)
+        self._low, self._high, self._extra, self._name_at, self._name_size = np.zeros((5, places), np.int64)
+        at = _address(self._octets)
+        for number, (field, name) in enumerate(zip(fields, self._names, strict=True)):
+            self._kinds[number], self._low[number], self._high[number], self._extra[number] = _kind(field)
+            self._name_at[number], self._name_size[number] = at, len(name)
             at += len(name)
-        return Plan(kinds, low, high, extra, name_at, name_size, np.full(_power(2 * places), -1, np.int64))
 
     def parse(self, values: pa.BinaryArray) -> Parsed:
         """Parse each value. ``values`` has to stay alive as long as what this gives is used."""
-        rows = len(values)
+        rows, columns = len(values), len(self._fields)
         _, bounds, octets = values.buffers()
         offsets = np.frombuffer(bounds, np.int32, rows + 1, 4 * values.offset)
-        valid = np.zeros(0, np.uint8)
-        if values.null_count:
-            valid = values.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8)
+        present = _validity(values) if values.null_count else None
         base, size = (0, 0) if octets is None else (octets.address, octets.size)
-        columns = len(self._fields)
-        slots = Slots(
-            np.empty((columns + 1, rows), np.int64),
-            np.zeros((columns + 1, rows), np.uint8),
-            np.zeros(rows, np.uint8),
+        slots = _room((columns + 1) * rows, np.int64).reshape(columns + 1, rows)
+        valid = _room((columns + 1) * rows, np.uint8).reshape(columns + 1, rows)
+        valid.fill(0)
+        status = np.zeros(rows, np.uint8)
+        # Mostly untouched, and fresh pages that nobody touches cost nothing.
+        rest = np.empty(int(offsets[-1]) - int(offsets[0]) if self._with_rest else 0, np.uint8)
+        places = len(self._kinds)
+        names = np.array([self._name_at, self._name_size])  # of which this batch gets more
+        table = np.full(_power(2 * places), -1, np.int64)
+        bets = np.zeros((3, places + 1), np.int64)
+        seen, room, known = np.full(places, -1, np.int64), scratch(), np.zeros(1, np.int64)
+        text = np.zeros(columns + 1, np.int64)
+        arrays = (self._kinds, self._low, self._high, self._extra, *names, table)
+        plan = Plan._make([*map(_address, arrays), len(table) - 1, places, columns])
+        slow = entry.parse(
+            plan,
+            Bets._make(map(_address, (*bets, seen, room, text, known))),
+            Slots._make([*map(_address, (slots, valid, status)), rows]),
+            base,
+            size,
+            _address(offsets),
+            0 if present is None else _address(present),
+            _address(rest),
         )
-        places = len(self._plan.kinds)
-        bets = Bets(
-            np.zeros(places + 1, np.int64),
-            np.zeros(places + 1, np.int64),
-            np.zeros(places + 1, np.int64),
-            np.full(places, -1, np.int64),
-            scratch(),
-            np.zeros(1, np.int64),
-        )
-        plan = self._plan._replace(  # a batch adds the names that it knows beyond the columns
-            name_at=self._plan.name_at.copy(),
-            name_size=self._plan.name_size.copy(),
-            table=self._plan.table.copy(),
-        )
-        # Untouched pages of a large empty array cost nothing.
-        rest = np.empty(max(0, int(offsets[-1]) - int(offsets[0])) if self._with_rest else 0, np.uint8)
-        slow = entry.parse(plan, bets, slots, base, size, offsets, valid, rest.ctypes.data)
         none = np.zeros(0, np.int64)
-        left = np.flatnonzero(slots.status == SLOW) if slow else none
-        slots.valid[:, left] = 0  # what came before the kernel gave up
-        return Parsed(slots, left, np.flatnonzero(slots.status == NULL) if len(valid) else none, base, rest)
+        left = np.flatnonzero(status == SLOW) if slow else none
+        valid[:, left] = 0  # what came before the kernel gave up
+        nulls = none if present is None else np.flatnonzero(status == NULL)
+        return Parsed(slots, valid, text, left, nulls, base, base + size, rest)
 
     def columns(self, parsed: Parsed, slow: Sequence[pa.Array], keep: np.ndarray | None) -> list[pa.Array]:
         """The arrays of the fields, and of ``_rest``, of the rows that ``keep`` has (None: of all).
 
         ``slow`` are the arrays that the reference made of the slow rows; empty if there are none.
         """
-        rows = len(parsed.slots.status)
-        source = np.arange(rows, dtype=np.int64)
-        if len(parsed.slow):
+        source = None
+        if len(parsed.slow) or keep is not None:
+            source = np.arange(parsed.values.shape[1], dtype=np.int64)
             source[parsed.slow] = -1 - np.arange(len(parsed.slow), dtype=np.int64)
-        if keep is not None:
-            source = source[keep]
+            source = source if keep is None else source[keep]
+        rows = parsed.values.shape[1] if source is None else len(source)
+        texts = [at for at, kind in enumerate(self._kinds[: len(self._fields)]) if kind in (TEXT, JSON)]
+        texts += [len(self._fields)] if self._with_rest else []
+        written = self._texts(parsed, texts, slow, source, rows)
         arrays = []
         for number, field in enumerate(self._fields):
             other = slow[number] if slow else None
-            if self._plan.kinds[number] == NEVER:
-                arrays.append(_never(field, parsed, other, source))
-            elif self._plan.kinds[number] >= TEXT:
-                arrays.append(_text(parsed, number, self._plan.kinds[number] == JSON, parsed.base, other, source))
+            if number in written:
+                arrays.append(written[number])
+            elif self._kinds[number] == NEVER:
+                arrays.append(_never(field, other, source, rows))
             else:
                 arrays.append(_fixed(field, parsed, number, other, keep))
-        if self._with_rest:
-            number = len(self._fields)
-            arrays.append(
-                _text(parsed, number, True, parsed.rest.ctypes.data, slow[number] if slow else None, source)
-            )
+        return arrays + ([written[len(self._fields)]] if self._with_rest else [])
+
+    def _texts(
+        self,
+        parsed: Parsed,
+        numbers: Sequence[int],
+        slow: Sequence[pa.Array],
+        source: np.ndarray | None,
+        rows: int,
+    ) -> dict[int, pa.Array]:
+        """The columns of text, by their numbers, of the rows that ``source`` has (see `gather`; None: of all)."""
+        arrays, jobs, alive = {}, [], []
+        slots, valids, none = _address(parsed.values), _address(parsed.valid), np.zeros(1, np.int32)
+        every = parsed.values.shape[1]
+        for number in numbers:
+            rest = number == len(self._fields)
+            base, limit = parsed.base, parsed.limit
+            if rest:
+                base = _address(parsed.rest)
+                limit = base + int(parsed.text[number])
+            texts, ends, size = 0, none, int(parsed.text[number])
+            if slow:
+                _, bounds, octets = slow[number].buffers()
+                ends = np.frombuffer(bounds, np.int32, len(slow[number]) + 1, 4 * slow[number].offset)
+                texts = 0 if octets is None else octets.address
+                size += int(ends[-1]) - int(ends[0])
+            elif size == 0 and not parsed.valid[number].any():
+                arrays[number] = pa.nulls(rows, pa.string())
+                continue
+            assert size < 2**31 - SHORT_BYTES_MAX, f"{size:,} bytes of text in one column"
+            offsets, written = _room(rows + 1, np.int32), _room(size + SHORT_BYTES_MAX, np.uint8)
+            alive.append((number, offsets, written, ends))
+            to, json = _address(written), rest or self._kinds[number] == JSON
+            place = (slots + 8 * every * number, valids + every * number)
+            jobs.append(Job(*place, json, base, limit, texts, _address(ends), _address(offsets), to, to))
+        table = np.array(jobs, np.int64)
+        entry.gather(_address(table), len(jobs), rows, 0 if source is None else _address(source))
+        for number, offsets, written, _ in alive:
+            valid = parsed.valid[number]
+            if source is not None:
+                valid = valid[source]  # of slow rows anything
+                if slow:
+                    valid[source < 0] = _validity(slow[number])[-1 - source[source < 0]]
+            mask, nulls = _mask(valid)
+            used = int(offsets[-1])
+            if used < len(written) // 2:  # most of it belonged to rows that are left out
+                written = written[:used].copy()
+            buffers = [mask, pa.py_buffer(offsets), pa.py_buffer(written[:used])]
+            arrays[number] = pa.Array.from_buffers(pa.string(), rows, buffers, nulls)
         return arrays
+
+
+def _address(array: np.ndarray) -> int:
+    place: int = array.__array_interface__["data"][0]  # a third of the time that array.ctypes.data takes
+    return place
+
+
+def _room(count: int, kind: type[np.generic]) -> np.ndarray:
+    """An array of anything. Arrow's pool keeps memory between batches; fresh pages cost more than filling them."""
+    size = count * np.dtype(kind).itemsize
+    return np.frombuffer(pa.allocate_buffer(size), kind, count)
 
 
 def _power(least: int) -> int:
@@ -188,7 +247,7 @@ def _fixed(
     field: pa.Field, parsed: Parsed, number: int, other: pa.Array | None, keep: np.ndarray | None
 ) -> pa.Array:
     """A column of values of one size each."""
-    slots, valid = parsed.slots.values[number], parsed.slots.valid[number]
+    slots, valid = parsed.values[number], parsed.valid[number]
     values = _typed(field.type, slots)
     if other is not None:
         valid = valid.copy()
@@ -229,41 +288,8 @@ def _stored(array: pa.Array) -> np.ndarray:
     return np.frombuffer(array.buffers()[1], np.dtype(f"{kind}{size}"), len(array), size * array.offset)
 
 
-def _text(
-    parsed: Parsed, number: int, json: bool, base: int, other: pa.Array | None, source: np.ndarray
-) -> pa.Array:
-    """A column of text, of the rows that ``source`` has (see `engine.values.fast.kernel.gather`)."""
-    slots, valid = parsed.slots.values[number], parsed.slots.valid[number]
-    texts, ends = 0, np.zeros(1, np.int32)
-    size = int(np.sum(((slots >> 1) & 0x7FFFFFFF)[valid != 0]))
-    if other is not None:
-        _, bounds, octets = other.buffers()
-        ends = np.array(np.frombuffer(bounds, np.int32, len(other) + 1, 4 * other.offset))
-        texts = 0 if octets is None else octets.address
-        size += int(ends[-1] - ends[0])
-    if not size and other is None and not valid.any():
-        return pa.nulls(len(source), pa.string())
-    assert size < 2**31, f"{size:,} bytes of text in one column"
-    offsets = np.empty(len(source) + 1, np.int32)
-    octets = np.empty(size, np.uint8)
-    entry.gather(
-        slots, valid, json, base, source, texts, ends, offsets, octets.ctypes.data
-    )
-    present = valid[source]
-    if other is not None:
-        slow = source < 0
-        present[slow] = _validity(other)[-1 - source[slow]]
-    mask, nulls = _mask(present)
-    used = int(offsets[-1])
-    if used < size // 2:  # most of it belonged to rows that are left out
-        octets = octets[:used].copy()
-    return pa.Array.from_buffers(
-        pa.string(), len(source), [mask, pa.py_buffer(offsets), pa.py_buffer(octets[:used])], nulls
-    )
-
-
-def _never(field: pa.Field, parsed: Parsed, other: pa.Array | None, source: np.ndarray) -> pa.Array:
+def _never(field: pa.Field, other: pa.Array | None, source: np.ndarray | None, rows: int) -> pa.Array:
     """A column that the kernel only knows to be null."""
-    if other is None:
-        return pa.nulls(len(source), field.type)
+    if other is None or source is None:
+        return pa.nulls(rows, field.type)
     return other.take(pa.array(np.where(source < 0, -1 - source, 0), mask=source >= 0))

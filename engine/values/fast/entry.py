@@ -35,12 +35,14 @@ def _entries(digest: int) -> tuple[Any, Any]:
         assert digest
         return kernel.parse(plan, bets, slots, base, size, offsets, valid, rest)
 
-    def gather(values, valid, json, base, source, other, other_offsets, offsets, to):  # type: ignore[no-untyped-def]
+    def gather(jobs, count, rows, source):  # type: ignore[no-untyped-def]
         assert digest
-        kernel.gather(values, valid, json, base, source, other, other_offsets, offsets, to)
+        kernel.gather(jobs, count, rows, source)
 
-    compiled = njit(nogil=True, cache=True)
-    return compiled(parse), compiled(gather)
+    try:
+        return njit(nogil=True, cache=True)(parse), njit(nogil=True, cache=True)(gather)
+    except RuntimeError:  # no folder to keep anything in: each process compiles for itself
+        return njit(nogil=True)(parse), njit(nogil=True)(gather)
 
 
 parse, gather = _entries(_digest())

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.values.fast.nested import OTHERWISE, SPACED, value, write
-from engine.values.fast.primitives import compiled, copy, get, load8, load32, put, same, store8
+from engine.values.fast.primitives import compiled, copy, get, load8, load32, move16, put, same, store8, store32
 from engine.values.fast.scalars import (
     DIGITS_MAX,
     ESCAPED,
@@ -35,20 +35,23 @@ TAKEN, SLOW, NULL = 0, 1, 2  #: what came of a record
 #: How the values of a column are read; the kinds from `TEXT` on need `gather`.
 BOOLEAN, SIGNED, UNSIGNED, DOUBLE, FLOAT, DECIMAL, DATE, INSTANT, TEXT, JSON, KEEP, IGNORE, NEVER = range(13)
 
+SHORT_BYTES_MAX = 32  #: of texts that `gather` copies without looking at their length
 UNKNOWN_MAX = 256  #: names of members without a column that one batch may have; records with more are slow
 
 _QUOTE, _COMMA, _COLON, _OPEN, _CLOSE, _N = 34, 44, 58, 123, 125, 110
+_PART_ROWS = 512  # that `gather` writes of one column after the other
 _SPELLING = 1  # of a slot of text: escapes to resolve, or whitespace to leave out
 _TENS = np.array([10**power for power in range(DIGITS_MAX)], np.int64)
 
 
 class Plan(NamedTuple):
-    """The columns, then room for `UNKNOWN_MAX` names: arrays of int64 by the number of a name.
+    """The columns, then room for `UNKNOWN_MAX` names: addresses of arrays of int64, by the number of a name.
 
     ``low`` and ``high`` bound integers, unscaled DECIMALs and, in milliseconds, instants; of a FLOAT, ``high``
     has the bits of the double that rounds to infinite. ``extra`` is, of a DECIMAL, its scale; of an INSTANT,
     microseconds in a unit, negative where a zone is wanted.
-    ``table`` finds names: a power of two of places, each a number or -1. `parse` fills it, and adds names.
+    ``table`` finds names: ``mask`` and one places, a power of two, each a number or -1. `parse` fills it, and
+    adds names until there are ``places``; the first ``columns`` are there before.
     """
 
     kinds: int
@@ -64,10 +67,11 @@ class Plan(NamedTuple):
 
 
 class Bets(NamedTuple):
-    """What stood last time behind the value of each name (the first place: behind nothing), and whose name it was.
+    """Addresses of arrays of int64: what stood last time behind the value of each name, and whose name it was.
 
-    ``seen`` has the last row of each name; ``room`` is of `engine.values.fast.nested.scratch`. ``count`` of one
-    place: the names known so far.
+    Their first place is for what stands before all values. ``seen`` has the last row of each name; ``room`` is
+    of `engine.values.fast.nested.scratch`; ``text`` adds up the bytes of each column's texts, and behind them
+    those of ``_rest``; ``known`` has one place, for how many names there are so far.
     """
 
     at: int
@@ -75,14 +79,16 @@ class Bets(NamedTuple):
     name: int
     seen: int
     room: int
-    count: int
+    text: int
+    known: int
 
 
 class Slots(NamedTuple):
-    """What the rows hold: by column and row, int64 and whether there is one; last, ``_rest``.
+    """Addresses of what ``rows`` hold: by column and row an int64, and a byte that is 1 if there is one; last, of
+    ``_rest``. By row, a byte of ``status``: `TAKEN`, `SLOW` or `NULL`.
 
     Of text the slot has the place, from the values' first byte or that of ``rest``, in the upper half, then
-    the bytes, and in the lowest bit whether it has to be written otherwise. ``status`` by row.
+    the bytes, and in the lowest bit whether it has to be written otherwise.
     """
 
     values: int
@@ -110,13 +116,13 @@ def _find(plan: Plan, bets: Bets, at: int, size: int) -> int:
         if get(plan.name_size, found) == size and same(get(plan.name_at, found), at, size):
             return found
         place = (place + 1) & mask
-    new = get(bets.count, 0)
+    new = get(bets.known, 0)
     if new == plan.places:
         return -1
     put(plan.table, place, new)
     put(plan.name_at, new, at)
     put(plan.name_size, new, size)
-    put(bets.count, 0, new + 1)
+    put(bets.known, 0, new + 1)
     return new
 
 
@@ -157,7 +163,7 @@ def _figure(plan: Plan, name: int, at: int, end: int) -> tuple[int, int]:
         return 0, 0
     kind = get(plan.kinds, name)
     negative = flags & NEGATIVE != 0
-    if kind == DOUBLE or kind == FLOAT:
+    if kind in (DOUBLE, FLOAT):
         bits = nearest(figures, power)
         if bits == NOTHING:
             return 0, 0
@@ -279,7 +285,7 @@ def _record(
                 return False, rest
             octet = load8(at)
         kind = get(plan.kinds, name)
-        if kind == KEEP or kind == IGNORE:
+        if kind in (KEEP, IGNORE):
             start = at
             at, flags = value(at, first, end, bets.room)
             if at == 0:
@@ -292,7 +298,11 @@ def _record(
             at = word(at, end)
         else:
             at, slot = _slot(plan, bets, name, at, first, end, base)
+            if at == 0:
+                return False, rest
             put(slots.values, name * slots.rows + row, slot)
+            if kind >= TEXT:
+                put(bets.text, name, get(bets.text, name) + ((slot >> 1) & 0x7FFFFFFF))
             store8(slots.valid + name * slots.rows + row, 1)
         if at == 0 or at >= end:
             return False, rest
@@ -314,14 +324,12 @@ def _record(
 
 
 @compiled
-def parse(
-    plan: Plan, bets: Bets, slots: Slots, base: int, size: int, offsets: int, valid: int, rest: int
-) -> int:
+def parse(plan: Plan, bets: Bets, slots: Slots, base: int, size: int, offsets: int, valid: int, rest: int) -> int:
     """Fill the slots from the ``size`` bytes of values at ``base``, and give the number of rows that are slow.
 
-    ``offsets`` (int32, one more than rows) are the rows' bounds from ``base``. ``valid`` says which rows have a
-    value, or is 0 if all have. ``rest`` is the place of as many bytes as there are from the first row's
-    start to the last one's end.
+    ``offsets`` are the rows' bounds from ``base`` (int32, one more than rows). ``valid`` has a byte for each row,
+    0 if it has no value; as 0 itself it says that all have. ``rest`` is the place of as many bytes as there are
+    from the first row's start to the last one's end.
     """
     for name in range(plan.columns):
         _find(plan, bets, get(plan.name_at, name), get(plan.name_size, name))
@@ -337,6 +345,7 @@ def parse(
             if behind != to:
                 put(slots.values, plan.columns * slots.rows + row, (to - rest) << 32 | (behind - to) << 1)
                 store8(slots.valid + plan.columns * slots.rows + row, 1)
+                put(bets.text, plan.columns, get(bets.text, plan.columns) + behind - to)
                 to = behind
         if not taken:
             store8(slots.status + row, SLOW)
@@ -344,39 +353,76 @@ def parse(
     return slow
 
 
-@compiled
-def gather(
-    values: np.ndarray,
-    valid: np.ndarray,
-    json: bool,
-    base: int,
-    source: np.ndarray,
-    other: int,
-    other_offsets: np.ndarray,
-    offsets: np.ndarray,
-    to: int,
-) -> None:
-    """Write the text of a column's rows one after another, and where each ends.
+class Job(NamedTuple):
+    """One column of text for `gather`: addresses, apart from ``json``, which is 0 or 1.
 
-    ``source`` has for each row written the row of ``values``, or -1 - i for the i-th text of those at ``other``.
+    Of ``slots`` and ``valid`` (see `Slots`) the places are from ``base``, and nothing behind ``limit`` is read.
+    ``other`` and ``other_offsets`` are texts from elsewhere. What is written goes to ``offsets`` and to ``to``,
+    which has room for `SHORT_BYTES_MAX` bytes more than all texts; ``start`` is where it was at first.
     """
-    start = to
-    offsets[0] = 0
-    for row in range(len(source)):
-        origin = source[row]
+
+    slots: int
+    valid: int
+    json: int
+    base: int
+    limit: int
+    other: int
+    other_offsets: int
+    offsets: int
+    to: int
+    start: int
+
+
+@compiled
+def _gather(job: Job, first: int, last: int, source: int) -> int:
+    """Write the texts of a part of the rows, and give the place behind them."""
+    to = job.to
+    for row in range(first, last):
+        origin = get(source, row) if source != 0 else row
         if origin < 0:
-            begin = np.int64(other_offsets[-1 - origin])
-            size = np.int64(other_offsets[-origin]) - begin
-            copy(to, other + begin, size)
+            begin = load32(job.other_offsets + 4 * (-1 - origin))
+            size = load32(job.other_offsets - 4 * origin) - begin
+            copy(to, job.other + begin, size)
             to += size
-        elif valid[origin]:
-            slot = values[origin]
-            begin, size = base + (slot >> 32), (slot >> 1) & 0x7FFFFFFF
-            if slot & _SPELLING == 0:
-                copy(to, begin, size)
-                to += size
-            elif json:
-                to += write(to, begin, begin + size, True)
+        elif load8(job.valid + origin):
+            slot = get(job.slots, origin)
+            begin, size = job.base + (slot >> 32), (slot >> 1) & 0x7FFFFFFF
+            if slot & _SPELLING:
+                to += write(to, begin, begin + size, True) if job.json else unescape(to, begin, begin + size)
             else:
-                to += unescape(to, begin, begin + size)
-        offsets[row + 1] = to - start
+                if size <= SHORT_BYTES_MAX <= job.limit - begin:
+                    move16(to, begin)  # the next text, or nothing, comes over what is too much
+                    move16(to + 16, begin + 16)
+                else:
+                    copy(to, begin, size)
+                to += size
+        store32(job.offsets + 4 * row + 4, to - job.start)
+    return to
+
+
+@compiled
+def gather(jobs: int, count: int, rows: int, source: int) -> None:
+    """Write each column's texts one after another, and where each ends, for ``count`` jobs (`Job`, as int64).
+
+    ``source`` has for each row the row of the slots, or -1 - i for the i-th text from elsewhere; as 0 it stands
+    for the rows in order. Some rows of all columns at a time, while the processor still has their bytes at hand.
+    """
+    for first in range(0, rows, _PART_ROWS):
+        last = min(first + _PART_ROWS, rows)
+        for each in range(count):
+            place = jobs + 8 * 10 * each
+            job = Job(
+                get(place, 0),
+                get(place, 1),
+                get(place, 2),
+                get(place, 3),
+                get(place, 4),
+                get(place, 5),
+                get(place, 6),
+                get(place, 7),
+                get(place, 8),
+                get(place, 9),
+            )
+            if first == 0:
+                store32(job.offsets, 0)
+            put(place, 8, _gather(job, first, last, source))

@@ -64,10 +64,10 @@ def _name(at: int, first: int, end: int, names: int, base: int, used: int) -> tu
 
 @compiled
 def value(at: int, first: int, end: int, room: int) -> tuple[int, int]:
-    """The end of the JSON value that starts at ``at`` or behind whitespace there, and its flags; an end of 0 for no.
+    """The end of the JSON value that starts at ``at`` or behind whitespace there, and its flags.
 
-    ``room`` is the address of `scratch`. No is said to what is malformed, to a member that stands twice in one object, and
-    beyond `LEVELS_MAX` and `NAMES_MAX`. The value before this one has to end where ``at`` is.
+    ``room`` is the address of `scratch`. The end is 0 for what is malformed, for a member that stands twice in
+    one object, and beyond `LEVELS_MAX` and `NAMES_MAX`.
     """
     depth, used, flags, named = 0, 0, 0, False
     while True:
@@ -87,7 +87,7 @@ def value(at: int, first: int, end: int, room: int) -> tuple[int, int]:
         if at >= end:
             return 0, 0
         octet = load8(at)
-        if octet == _OBJECT or octet == _ARRAY:
+        if octet in (_OBJECT, _ARRAY):
             if depth == LEVELS_MAX:
                 return 0, 0
             inside = skip(at + 1, end)

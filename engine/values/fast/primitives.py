@@ -1,4 +1,4 @@
-"""Loads, stores and vector scans on plain addresses, as compiled code has them; the words that the kernel is made of.
+"""Loads, stores and vector scans on plain addresses, in compiled code: the words that the kernel is made of.
 
 An address is an ``int64``. Nothing here checks a bound: each function says which bytes it touches, and its
 callers hold those to be inside the record. Not here: JSON.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -27,7 +27,7 @@ def compiled(function: F) -> F:
     return cast(F, njit(nogil=True, error_model="numpy", boundscheck=False)(function))
 
 
-def _intrinsic(arguments: int, build: Callable[[Any, list[Any]], Any]) -> Any:
+def _intrinsic(arguments: int, build: Callable[[Any, list[Any]], Any]) -> Callable[..., int]:
     """A function of ``arguments`` int64, and of int64, whose body ``build`` writes."""
     returns = types.int64
 
@@ -40,13 +40,13 @@ def _intrinsic(arguments: int, build: Callable[[Any, list[Any]], Any]) -> Any:
         def one(typing: Any, a: Any) -> Any:
             return returns(types.int64), codegen
 
-        return intrinsic(one)
+        return cast(Callable[..., int], intrinsic(one))
     if arguments == 2:
 
         def two(typing: Any, a: Any, b: Any) -> Any:
             return returns(types.int64, types.int64), codegen
 
-        return intrinsic(two)
+        return cast(Callable[..., int], intrinsic(two))
     raise AssertionError(arguments)
 
 
@@ -168,11 +168,9 @@ def same(left: int, right: int, count: int) -> bool:
             if load64(left + at) != load64(right + at):
                 return False
             at += 8
-        return bool(load64(left + last) == load64(right + last))
+        return load64(left + last) == load64(right + last)
     if count >= 4:
-        return bool(
-            load32(left) == load32(right) and load32(left + count - 4) == load32(right + count - 4)
-        )
+        return bool(load32(left) == load32(right) and load32(left + count - 4) == load32(right + count - 4))
     for at in range(count):  # noqa: SIM110 - compiled
         if load8(left + at) != load8(right + at):
             return False

@@ -63,9 +63,8 @@ def word(at: int, end: int) -> int:
     elif first == 110:
         if end - at >= 4 and load8(at + 1) == 117 and load8(at + 2) == 108 and load8(at + 3) == 108:
             return at + 4
-    elif first == 102 and end - at >= 5 and load8(at + 1) == 97 and load8(at + 2) == 108:
-        if load8(at + 3) == 115 and load8(at + 4) == 101:
-            return at + 5
+    elif first == 102 and end - at >= 5 and load8(at + 1) == 97:
+        return at + 5 if load8(at + 2) == 108 and load8(at + 3) == 115 and load8(at + 4) == 101 else 0
     return 0
 
 
@@ -75,7 +74,7 @@ def _scan_few(at: int, count: int) -> int:
     bits = 0
     for place in range(count):
         octet = load8(at + place)
-        if octet < 32 or octet == _QUOTE or octet == _BACKSLASH:
+        if octet < 32 or octet in (_QUOTE, _BACKSLASH):
             bits |= 1 << place
         if octet >= 128:
             bits |= 1 << (32 + place)
