@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import sys
+from typing import TextIO
 
 import orjson
 
@@ -33,9 +34,20 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line).decode()
 
 
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at that moment: a progress bar puts itself in its place while it shows."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def configure(*, json: bool = False, verbose: bool = False) -> None:
     """Set up logging for a command. ``verbose`` adds a line for each batch."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(JsonFormatter() if json else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("headrace").setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -16,6 +16,7 @@ import typer
 
 from engine import config_file, logs
 from engine.cli.options import Bootstrap
+from engine.cli.progress import BAR_SECONDS, ProgressReport
 from engine.clock import SystemClock
 from engine.config import Config
 from engine.deadline import Deadline
@@ -99,7 +100,8 @@ def run(
     config = config_file.load(file)
     # Handlers are looked for beside the configuration too, as in a Lambda task root.
     sys.path.insert(0, str(file.resolve().parent))
-    code = _loop(build_runtime(config, bootstrap=bootstrap, until_caught_up=until_caught_up), config)
+    runtime = build_runtime(config, bootstrap=bootstrap, until_caught_up=until_caught_up)
+    code = _loop(runtime, config, shows_bar=until_caught_up and not json and sys.stderr.isatty())
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -107,7 +109,7 @@ def run(
     os._exit(code)
 
 
-def _loop(runtime: Runtime, config: Config) -> int:
+def _loop(runtime: Runtime, config: Config, *, shows_bar: bool) -> int:
     try:
         import uvloop
     except ImportError:
@@ -115,10 +117,10 @@ def _loop(runtime: Runtime, config: Config) -> int:
     else:
         factory = uvloop.new_event_loop
     # Not closed: closing waits for coroutines that take no cancellation, and the process is about to end.
-    return asyncio.Runner(loop_factory=factory).run(_run(runtime, config))
+    return asyncio.Runner(loop_factory=factory).run(_run(runtime, config, shows_bar=shows_bar))
 
 
-async def _run(runtime: Runtime, config: Config) -> int:
+async def _run(runtime: Runtime, config: Config, *, shows_bar: bool) -> int:
     stopping = asyncio.Event()
     drain_seconds_max = config.engine.drain_seconds_max
 
@@ -136,7 +138,7 @@ async def _run(runtime: Runtime, config: Config) -> int:
         loop.add_signal_handler(number, stop, number)
     started = time.monotonic()
     running = asyncio.ensure_future(runtime.run(stopping))
-    telling = asyncio.ensure_future(_tell(runtime))
+    telling = asyncio.ensure_future(_show(runtime) if shows_bar else _tell(runtime))
     stopped = asyncio.ensure_future(stopping.wait())
     await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
@@ -149,6 +151,19 @@ async def _run(runtime: Runtime, config: Config) -> int:
         log.error("not closed within %g s; leaving anyway, nothing committed is lost", drain_seconds_max)
         return Domain.EXTERNAL
     return running.result()
+
+
+async def _show(runtime: Runtime) -> None:
+    """A bar on the terminal: how much of what was in the topics at the start is committed."""
+    with ProgressReport("catching up") as report:
+        started = time.monotonic()
+        while True:
+            await asyncio.sleep(BAR_SECONDS)
+            progress = [pipeline.progress() for pipeline in runtime.pipelines]
+            total, done = sum(each.total for each in progress), sum(each.done for each in progress)
+            records = sum(pipeline.totals().records for pipeline in runtime.pipelines)
+            rate = records / (time.monotonic() - started)
+            report.update(done / total if total else None, f"{records:,} records, {rate:,.0f}/s")
 
 
 async def _tell(runtime: Runtime) -> None:
