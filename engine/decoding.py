@@ -12,12 +12,15 @@ from concurrent.futures import Executor
 
 import pyarrow as pa
 
-from engine.batch import Batch
+from engine.batch import Batch, from_rows
 from engine.config import SchemaConfig
 from engine.protocols import Sink
 from engine.values import Decoder, JsonDecoder, RawDecoder, TextDecoder, infer
 
 log = logging.getLogger("headrace.decoding")
+
+#: A record that the compiled decoder takes.
+WARMING = from_rows("", 0, [(0, 0, None, b'{"warm": 1}', ())], start=0, end=1)
 
 #: The name under which the sink keeps an inferred schema.
 SCHEMA_NAME = "values"
@@ -45,7 +48,14 @@ class Decoders:
         return None if self._decoder is None else self._decoder.schema
 
     async def open(self) -> None:
-        """Adopt what an earlier run inferred."""
+        """Adopt what an earlier run inferred, and have the decoder compiled.
+
+        The first process on a machine compiles it, for about ten seconds in which Python gets little done: too
+        long for a member of a group. Later ones load it.
+        """
+        if self._config.format == "json":
+            warm = functools.partial(JsonDecoder({}, rest=True).decode, WARMING)
+            await asyncio.get_running_loop().run_in_executor(self._executor, warm)
         if self._decoder is None and (known := await self._sink.schema(SCHEMA_NAME)) is not None:
             self._decoder = self._json(known, rest=True)
 

@@ -18,6 +18,8 @@ NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 
 NAMES = ("none", "gzip", "snappy", "lz4", "zstd")
 
+MODULES: dict[int, Any] = {GZIP: cramjam.gzip, LZ4: cramjam.lz4, ZSTD: cramjam.zstd}
+
 #: What one record batch may be when decompressed. Brokers bound a batch compressed (1 MiB by default).
 DECOMPRESSED_BYTES_MAX = 128 * 1024 * 1024
 
@@ -61,8 +63,7 @@ def decompress(codec: int, data: memoryview, bytes_max: int = DECOMPRESSED_BYTES
 
 
 def _into(codec: int, data: memoryview, target: Bytes) -> int:
-    module = {GZIP: cramjam.gzip, LZ4: cramjam.lz4, ZSTD: cramjam.zstd}[codec]
-    return int(module.decompress_into(data, target))
+    return int(MODULES[codec].decompress_into(data, target))
 
 
 def _snappy(data: memoryview, bytes_max: int) -> Bytes:

@@ -58,9 +58,9 @@ class Columns:
     @property
     def nbytes(self) -> int:
         """Bytes in use of keys, values and headers."""
-        return int(
-            self._cursors[[kernel.KEY_BYTES, kernel.VALUE_BYTES, kernel.NAME_BYTES, kernel.CONTENT_BYTES]].sum()
-        )
+        cursors: list[int] = self._cursors.tolist()
+        keys, values = cursors[kernel.KEY_BYTES], cursors[kernel.VALUE_BYTES]
+        return keys + values + cursors[kernel.NAME_BYTES] + cursors[kernel.CONTENT_BYTES]
 
     def has_room(self, size: int) -> bool:
         """Whether a batch of ``size`` bytes fits into what Arrow can address."""

@@ -69,9 +69,8 @@ class Fetched:
     def take(self, records_max: int) -> Batch | None:
         """The next Batch, of up to ``records_max`` records, if there is one. Raises the error behind the last."""
         if not self._pieces:
-            error, self.error = self.error, None
-            if error is not None:
-                raise error
+            if self.error is not None and not self.responses and not self.is_decoding:
+                raise self.error
             return None
         piece = self._pieces[0]
         batch = piece.batch.head(records_max)
@@ -92,10 +91,3 @@ class Fetched:
         except TimeoutError:
             return False
         return True
-
-    def restart(self) -> None:
-        """Forget what is held behind the last Batch taken, to fetch it anew."""
-        self.responses.clear()
-        self._pieces.clear()
-        self.error = None
-        self.position = self.taken

@@ -108,8 +108,10 @@ class Fetcher:
         fetch_bytes_max: int = 1_048_576,
         held_bytes_max: int = HELD_BYTES_MAX,
         rack: str = "",
+        client: type[AIOKafkaClient] = AIOKafkaClient,
     ) -> None:
         self._settings = settings
+        self._client_type = client
         self._topic = topic
         self._clock = clock
         self._read_committed = read_committed
@@ -138,7 +140,7 @@ class Fetcher:
     async def open(self) -> None:
         """Connect. Raises BrokerUnavailable, UserError for certificates that cannot be read."""
         # Reads files, so not on the event loop.
-        client = AIOKafkaClient(**await asyncio.to_thread(self._settings.client_arguments))
+        client = self._client_type(**await asyncio.to_thread(self._settings.client_arguments))
         try:
             await client.bootstrap()
             await client.set_topics([self._topic])
@@ -199,7 +201,9 @@ class Fetcher:
             try:
                 batch = fetched.take(records_max)
             except Exception:
-                fetched.restart()
+                # Whatever is still under way for this one is no longer wanted.
+                self._partitions[partition] = again = Fetched(partition, fetched.taken)
+                again.retry_at = fetched.retry_at
                 self._changed.set()
                 raise
             if batch is not None:
@@ -208,7 +212,10 @@ class Fetcher:
                     self._changed.set()
                 return batch
             left = deadline - self._clock.monotonic()
-            if left <= 0 or not await fetched.arrival(left):
+            if left <= 0:
+                await asyncio.sleep(0)  # who asks again and again leaves the loop its turns
+                return None
+            if not await fetched.arrival(left):
                 return None
 
     # -- what to ask for -----------------------------------------------------------------------------------------
@@ -423,4 +430,5 @@ class Fetcher:
                 fetched.put(batch)
         finally:
             fetched.is_decoding = False
+            fetched.wake()
             self._changed.set()

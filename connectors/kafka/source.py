@@ -163,6 +163,9 @@ class KafkaSource:
         await self._listener.leave()
         self._consumer = None
         self._held.close()
+        fetcher, self._fetcher = self._fetcher, None
+        if fetcher is not None:
+            await fetcher.close()
         await _stop(consumer)
 
     async def close(self) -> None:

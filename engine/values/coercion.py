@@ -29,7 +29,9 @@ _MICROS_MIN = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _MICROS_MAX = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _DAYS_MIN = date.min.toordinal() - date(1970, 1, 1).toordinal()
 
-_DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+# No year 0000: a zone could lead out of it into year 1, and whether that is seen would depend on the neighbours.
+_YEAR = r"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_DAY = rf"{_YEAR}-[0-9]{{2}}-[0-9]{{2}}"
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:[.][0-9]{1,%d})?)?"
 _ZONE = r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 

@@ -84,7 +84,7 @@ async def test_no_broker_is_waited_for_and_then_given_up(tmp_path: Path, answers
         assert f"no broker at 127.0.0.1:{port} yet; still trying" in ended.err
     assert f"no broker at 127.0.0.1:{port} within 2 s" in ended.err
     assert "headrace broker start" in ended.err
-    assert 2 <= seconds < 12
+    assert 2 <= seconds < 25, "the wait, one try of five seconds, and a start on a loaded machine"
 
 
 # What the log no longer has

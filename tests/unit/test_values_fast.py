@@ -167,6 +167,8 @@ SPELLINGS = [
         "0.001",
         "0.0001",
         "0.00001",
+        "0.0000012",
+        "0.00000000012",
         "01",
         "1.",
     ),
@@ -289,6 +291,27 @@ def test_nested_values() -> None:
     ]
     for shape in ('{"j":%s}', '{"u":%s}', '{"u":%s,"v":"x","w":%s}'):
         assert check({"j": "JSON", "v": "VARCHAR"}, [shape.replace("%s", text).encode() for text in texts]) == 13
+
+
+def test_repeated_members() -> None:
+    """A member that comes twice, of a column or unknown, null or not, beside or far away, is never taken."""
+    values = [
+        b'{"a":%s,"x":%s,"b":%s,"%s":%s}' % (one, one, one, again, other)
+        for again in (b"a", b"x", b"b")
+        for one in (b"1", b"null")
+        for other in (b"1", b"null")
+    ]
+    for rest in (True, False):
+        assert check({"a": "BIGINT", "b": "JSON"}, values, rest=rest) == 0
+
+
+def test_escaped_names() -> None:
+    """A name with escapes may be that of a column, or of another member: the kernel leaves it."""
+    texts = [rb"\u0061", rb"\/", rb"a\n", rb"\"", rb"\u00e9", rb"\ud83d\ude00"]
+    values = [b'{"a":1,"%s":2}' % text for text in texts] + [b'{"%s":1}' % text for text in texts]
+    for columns in ({"a": "BIGINT"}, {"a": "BIGINT", "é": "BIGINT", '"': "BIGINT", "a\n": "JSON"}):
+        assert check(columns, values) == 0
+        assert check(columns, values, rest=False) == 0
 
 
 @pytest.mark.parametrize("name", SAMPLE)

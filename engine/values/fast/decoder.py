@@ -50,7 +50,8 @@ class Parsed:
     """What the kernel made of values (see `Slots`), and the rows that it left (``slow``) or that are null.
 
     ``base`` and ``limit`` are where the values start and end, ``rest`` holds the bytes of ``_rest``. ``text`` has
-    for each column, and last for ``_rest``, as many bytes as its text takes at most, before what is slow.
+    for each column, and last for ``_rest``, as many bytes as its text takes at most, before what is slow. Slots
+    of slow rows hold anything.
     """
 
     values: np.ndarray
@@ -113,7 +114,6 @@ class Kernel:
         )
         none = np.zeros(0, np.int64)
         left = np.flatnonzero(status == SLOW) if slow else none
-        valid[:, left] = 0  # what came before the kernel gave up
         nulls = none if present is None else np.flatnonzero(status == NULL)
         return Parsed(slots, valid, text, left, nulls, base, base + size, rest)
 

@@ -334,13 +334,15 @@ def parse(plan: Plan, bets: Bets, slots: Slots, base: int, size: int, offsets: i
     for name in range(plan.columns):
         _find(plan, bets, get(plan.name_at, name), get(plan.name_size, name))
     to, slow = rest, 0
+    behind_last, last = load32(offsets), min(load32(offsets + 4 * slots.rows), size)
     for row in range(slots.rows):
         if valid != 0 and load8(valid + row) == 0:
             store8(slots.status + row, NULL)
             continue
         start, stop = load32(offsets + 4 * row), load32(offsets + 4 * row + 4)
         taken = False
-        if start < stop <= size:
+        if behind_last <= start < stop <= last:  # as Arrow promises; ``rest`` would be too small otherwise
+            behind_last = stop
             taken, behind = _record(plan, bets, slots, row, base + start, base + stop, base, to)
             if behind != to:
                 put(slots.values, plan.columns * slots.rows + row, (to - rest) << 32 | (behind - to) << 1)
