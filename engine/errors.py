@@ -115,7 +115,7 @@ class CorruptRecords(ExternalError):
     def __init__(self, topic: str, partition: int, offset: int, reason: str) -> None:
         super().__init__(
             f"topic {topic!r}, partition {partition}: no records can be read at offset {offset}: {reason}",
-            hint="look at the broker's log with kafka-dump-log; a fault of the network or of memory goes with a restart",
+            hint="look at it with kafka-dump-log; a fault of the network or of memory goes with a restart",
         )
         self.topic = topic
         self.partition = partition

@@ -129,6 +129,8 @@ class Fetcher:
         self._nodes: dict[int, _Node] = {}
         self._requests = self._response_bytes = self._failures = 0
         self._throttled_seconds = 0.0
+        #: How often a broker said that it does not know the topic; one that was deleted and made anew begins so.
+        self.unknown_topic_errors = 0
 
     @property
     def statistics(self) -> FetcherStatistics:
@@ -387,6 +389,7 @@ class Fetcher:
         assert self._client is not None
         if error in MOVED:
             log.info("%s at broker %d: %s", where, number, error.__name__)
+            self.unknown_topic_errors += error is errors.UnknownTopicOrPartitionError
             self._client.force_metadata_update()
         elif error is errors.OffsetOutOfRangeError:
             if not was_replica:  # which may lag behind

@@ -107,7 +107,8 @@ class _Header(NamedTuple):
 class _Chunk:
     """What becomes one Batch: records of one kind of format and of one clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
         self.kind: tuple[bool, bool] | None = None
         self.columns: Columns | None = None
         self.rows: list[Row] = []
@@ -198,9 +199,9 @@ class RecordBatches:
         Raises CorruptRecords when the next record batch cannot be read, now and every time.
         """
         assert self.has_more
-        chunk = _Chunk()
+        chunk = _Chunk(bytes_max)
         start, first = self._position, self._at
-        while self._at < len(self._frames) and chunk.nbytes < bytes_max:
+        while self._at < len(self._frames) and chunk.nbytes < chunk.bytes_max:
             frame = _Frame(*self._frames[self._at].tolist())
             try:
                 if not self._add(frame, chunk):
@@ -236,7 +237,7 @@ class RecordBatches:
             return False
         source = self._records(frame, header)
         if chunk.columns is None:
-            chunk.columns = self._columns(frame, header, source.size)
+            chunk.columns = self._columns(frame, header, source.size, chunk.bytes_max)
         if not chunk.columns.has_room(source.size):
             return False
         chunk.columns.append(
@@ -251,11 +252,12 @@ class RecordBatches:
         chunk.nbytes = chunk.columns.nbytes
         return True
 
-    def _columns(self, frame: _Frame, header: _Header, size: int) -> Columns:
-        """Room for what the rest of the response will give if all of it is like its first batch."""
+    def _columns(self, frame: _Frame, header: _Header, size: int, bytes_max: int) -> Columns:
+        """Room for what is to come if all of the response is like its first batch, within what a chunk may be."""
         like = self.bytes_left / (frame.end - frame.start)
-        count = min(header.records, size // kernel.RECORD_BYTES_MIN)
-        return Columns(int(count * like), int(size * like))
+        value_bytes = min(int(size * like), size + bytes_max)
+        rows = min(int(header.records * like), value_bytes // kernel.RECORD_BYTES_MIN)
+        return Columns(rows, value_bytes)
 
     def _records(self, frame: _Frame, header: _Header) -> npt.NDArray[np.uint8]:
         """The bytes of a batch's records, decompressed."""

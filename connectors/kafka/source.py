@@ -24,7 +24,7 @@ from connectors.kafka.cluster import EARLIEST, LATEST, Cluster
 from connectors.kafka.records import batch_of
 from connectors.kafka.settings import KafkaSettings
 from engine.batch import Batch, Stream
-from engine.errors import BrokerUnavailable, ExternalError, InternalError, ShardLost
+from engine.errors import BrokerUnavailable, ExternalError, InternalError, RecreatedTopic, ShardLost, UserError
 from engine.protocols import Clock, OffsetOutOfRange, ShardListener
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class KafkaSource:
         fetch_bytes_max: int = 1_048_576,
         drain_seconds_max: float = 30.0,
         poll_interval_seconds_max: float = 300.0,
-        fetching: Fetching = "getmany",
+        fetching: Fetching = "raw",
         rack: str = "",
     ) -> None:
         self._settings = settings
@@ -84,6 +84,8 @@ class KafkaSource:
         self._clock = clock
         self._cluster = Cluster(settings, clock)
         self._fetcher: Fetcher | None = None
+        self._checking = asyncio.Lock()
+        self._explained = 0
         self._consumer: AIOKafkaConsumer | None = None
         self._held = contextlib.ExitStack()
         self._listener: _Listener | None = None
@@ -148,6 +150,7 @@ class KafkaSource:
             rack=self._rack,
         )
         await fetcher.open()
+        self._explained = 0
         return fetcher
 
     @property
@@ -217,10 +220,7 @@ class KafkaSource:
         try:
             if self._fetcher is not None:
                 consumer._coordinator.check_errors()
-                batch = await self._fetcher.take(partition, records_max=records_max, seconds_max=seconds_max)
-                if batch is not None:
-                    self._next[partition] = batch.end
-                return batch
+                return await self._take(self._fetcher, partition, start, records_max, seconds_max)
             fetched = await consumer.getmany(shard, timeout_ms=int(seconds_max * 1000), max_records=records_max)
             end = await consumer.position(shard)
         except errors.OffsetOutOfRangeError:
@@ -241,6 +241,41 @@ class KafkaSource:
             return None
         self._next[partition] = end
         return batch_of(self._topic, partition, records, start, end)
+
+    async def _take(
+        self, fetcher: Fetcher, partition: int, start: int, records_max: int, seconds_max: float
+    ) -> Batch | None:
+        batch = await fetcher.take(partition, records_max=records_max, seconds_max=seconds_max)
+        try:
+            await self._check_topic(fetcher)
+        except BaseException:
+            if partition in self._next:  # what was taken is not given, so it has to come again
+                fetcher.seek(partition, start)
+            raise
+        if batch is not None:
+            self._next[partition] = batch.end
+        return batch
+
+    async def _check_topic(self, fetcher: Fetcher) -> None:
+        """After an unknown-topic error: offsets of another topic by the same name mean other records."""
+        if fetcher.unknown_topic_errors == self._explained:
+            return
+        async with self._checking:
+            seen = fetcher.unknown_topic_errors
+            if seen == self._explained:
+                return
+            try:
+                now = await self.describe()
+            except UserError:
+                return  # there is none, yet: to be asked again
+            before = self.stream()
+            if (now.cluster_id, now.topic_id) != (before.cluster_id, before.topic_id):
+                raise RecreatedTopic(
+                    f"topic {self._topic!r} was deleted and made anew while it was read "
+                    f"(topic id {before.topic_id} then, {now.topic_id} now)",
+                    hint='restart with source.on_recreated_topic = "restart" to read the new topic from its start',
+                )
+            self._explained = seen
 
     async def commit(self, positions: Mapping[int, int]) -> None:
         if self._consumer is None:

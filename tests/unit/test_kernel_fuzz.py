@@ -450,6 +450,19 @@ def test_walking_stays_within_the_response() -> None:
     assert codes.keys() == {kernel.OK, kernel.CUT_OFF, kernel.BAD_FRAME, kernel.BAD_RANGE, kernel.BAD_FORMAT}
 
 
+def test_texts_and_numbers_that_are_cut_off() -> None:
+    """A character or a number of several bytes is not read beyond its end."""
+    memory = Guarded(PAGE)
+    for text in ("ä", "€", "😀"):
+        for cut in range(1, len(text.encode())):
+            source = memory.holding(b"x" + text.encode()[:cut])
+            assert not kernel.is_utf8(source, 0, source.size)
+    for number in HOSTILE_VARINTS:
+        source = memory.holding(number)
+        for end in range(len(number) + 1):
+            assert kernel.varint(source, 0, end)[1] in (-1, *range(1, end + 1))
+
+
 def test_random_bytes() -> None:
     """Noise is refused, whatever its length."""
     chance = random.Random(SEED + 3)

@@ -238,6 +238,16 @@ def test_reading_in_pieces() -> None:
     assert rows == whole.records.to_pylist()
 
 
+def test_one_batch_that_shrank_says_little_about_the_others() -> None:
+    """Room is made for a piece, not for a whole response as if it would all grow a thousandfold."""
+    shrunk = built([(None, bytes(1_000_000), ())], codec="gzip")
+    plain = batch_v2(record(fields_of(0, None, bytes(40_000_000), ())), count=1, base=1)
+    assert len(plain) / len(shrunk) * 1_000_000 > 2**34  # more than memory
+    found = ours_all(shrunk + plain, bytes_max=1 << 20)
+    assert [batch.nbytes > 1_000_000 for batch in found] == [True]
+    assert len(found[0]) == 2
+
+
 def test_many_headers_and_large_keys_outgrow_their_first_room() -> None:
     """Outputs whose size cannot be foreseen grow, and nothing is written twice."""
     rows: list[Row] = [(b"k" * (at * 50), b"v", [(f"h{n}", b"c" * n) for n in range(at)]) for at in range(60)]
