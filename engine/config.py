@@ -54,6 +54,7 @@ class KafkaConfig(Model):
     ssl_ca_file: FilePath | None = Field(None, description="PEM; the system's authorities when left out")
     ssl_cert_file: FilePath | None = Field(None, description="PEM; this client's certificate")
     ssl_key_file: FilePath | None = Field(None, description="PEM; the key of that certificate")
+    client_rack: str = Field("", description="Kafka's client.rack: fetch from a replica nearby")
     broker_wait_seconds_max: float = Field(60.0, ge=0, description="how long a broker that is away is waited for")
     session_timeout_ms: int = Field(
         10_000, ge=1_000, le=300_000, description="a member that is silent for so long loses its shards"

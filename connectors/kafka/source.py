@@ -55,7 +55,8 @@ REJOIN_SECONDS = 10.0
 class KafkaSource:
     """One topic read by one member of ``group_id``. ``fetch_bytes_max`` bounds one fetch of one partition.
 
-    ``rack`` says where this process is, for fetching from replicas nearby (raw only).
+    ``held_bytes_max`` bounds what is fetched and not yet taken, and ``rack`` says where this process is, for
+    fetching from replicas nearby (both raw only).
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class KafkaSource:
         drain_seconds_max: float = 30.0,
         poll_interval_seconds_max: float = 300.0,
         fetching: Fetching = "raw",
+        held_bytes_max: int = 67_108_864,
         rack: str = "",
     ) -> None:
         self._settings = settings
@@ -80,6 +82,7 @@ class KafkaSource:
         self._drain_seconds_max = drain_seconds_max
         self._poll_interval_seconds_max = poll_interval_seconds_max
         self._fetching = fetching
+        self._held_bytes_max = held_bytes_max
         self._rack = rack
         self._clock = clock
         self._cluster = Cluster(settings, clock)
@@ -147,6 +150,7 @@ class KafkaSource:
             clock=self._clock,
             read_committed=self._read_committed,
             fetch_bytes_max=self._fetch_bytes_max,
+            held_bytes_max=self._held_bytes_max,
             rack=self._rack,
         )
         await fetcher.open()

@@ -49,6 +49,9 @@ from engine.values import column_field
 
 PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
 
+#: The part of memory_bytes_max for what is fetched and not yet taken by a shard.
+FETCH_SHARE = 0.125
+
 #: The part of memory_bytes_max that DuckDB's instances share where there are any; the rest is for records.
 DUCKDB_SHARE = 0.5
 
@@ -69,6 +72,7 @@ class _Shared:
     budget: ByteBudget
     phase: Phase | None
     duckdb_bytes_max: int
+    fetch_bytes_max: int
     databases: dict[Path, Database] = field(default_factory=dict)
 
     def payload_bytes_max(self, kind: str) -> int:
@@ -126,14 +130,16 @@ def _share(config: Config, bootstrap: str | None, phase: Phase | None) -> _Share
     memory = config.engine.memory_bytes_max
     duckdbs = _duckdbs(config)
     duckdb_bytes = int(memory * DUCKDB_SHARE) if duckdbs else 0
+    fetch_bytes = int(memory * FETCH_SHARE)
     return _Shared(
         config=config,
         settings=kafka_settings(config.kafka, bootstrap),
         clock=SystemClock(),
         executor=ThreadPoolExecutor(config.engine.handler_threads_max, thread_name_prefix="headrace-decode"),
-        budget=ByteBudget(memory - duckdb_bytes),
+        budget=ByteBudget(memory - duckdb_bytes - fetch_bytes),
         phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
         duckdb_bytes_max=duckdb_bytes // max(1, duckdbs),
+        fetch_bytes_max=fetch_bytes // max(1, sum(pipeline.enabled for pipeline in config.pipelines.values())),
     )
 
 
@@ -197,6 +203,8 @@ def _source(name: str, config: PipelineConfig, shared: _Shared) -> KafkaSource:
         read_committed=config.source.isolation_level == "read_committed",
         fetch_bytes_max=config.source.fetch_bytes_max,
         drain_seconds_max=shared.config.engine.drain_seconds_max,
+        held_bytes_max=shared.fetch_bytes_max,
+        rack=shared.config.kafka.client_rack,
     )
 
 
