@@ -26,6 +26,10 @@ class ByteBudget:
     def is_exceeded(self) -> bool:
         return self._total >= self._bytes_max
 
+    def is_largest(self, holder: object) -> bool:
+        """The whole is over the bound, and nobody holds more than ``holder``: it is the one to give back."""
+        return self.is_exceeded and self._held.get(holder, 0) >= max(self._held.values(), default=0)
+
     def report(self, holder: object, held: int) -> None:
         """Say what ``holder`` holds now, in bytes; 0 forgets it."""
         assert held >= 0

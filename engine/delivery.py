@@ -94,22 +94,37 @@ class Delivery:
         self._refused_seconds_max = refused_seconds_max
         self._refused_since: float | None = None
         self._not_before = float("-inf")
-        self.pending = True  #: there may be committed failures that are not delivered
+        # A commit may add failures while earlier ones are on their way: counting tells whether it was seen.
+        self._asked, self._answered = 1, 0
+
+    @property
+    def pending(self) -> bool:
+        """There may be committed failures that are not delivered."""
+        return self._answered < self._asked
+
+    @property
+    def is_due(self) -> bool:
+        return self.pending and self._clock.monotonic() >= self._not_before
+
+    def ask(self) -> None:
+        """Say that a commit has made failures durable."""
+        self._asked += 1
 
     async def run(self) -> None:
         """Deliver what is committed and not delivered. A refusal is logged, and tried again later."""
-        if not self.pending or self._clock.monotonic() < self._not_before:
+        if not self.is_due:
             return
         while True:
+            asked = self._asked
             mark, records = await self._writer.failures(RECORDS_MAX)
             if not records:
-                self.pending = False
+                self._answered = asked
                 return
             if self._destination is None:
                 log.warning(
                     "%s: %d failed records wait in the sink for an on-failure destination", self._name, len(records)
                 )
-                self.pending = False
+                self._answered = asked
                 return
             try:
                 await self._destination.deliver(records)

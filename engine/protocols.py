@@ -201,7 +201,8 @@ class Handler(Protocol):
 
 
 class ShardWriter(Protocol):
-    """The sink's side of one owned shard. One owner task calls it, one call at a time.
+    """The sink's side of one owned shard. One owner calls it, one call at a time; `failures` and `delivered` may
+    be called beside the others.
 
     Rows that were written but not committed are lost with the writer, and are read again by the next
     owner; nothing of them is ever visible. Each method raises `engine.errors.ShardLost` once another owner

@@ -45,6 +45,10 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
             log.debug("ended by %r while being stopped", error)
 
 
+#: How long a shard that is given up waits for deliveries under way.
+LAST_DELIVERY_SECONDS = 2.0
+
+
 class State(enum.StrEnum):
     STARTING = "starting"
     RUNNING = "running"
@@ -105,6 +109,7 @@ class Shard:
         self._read: int | None = None
         self._processed: int | None = None
         self._delivery: Delivery | None = None
+        self._delivering: asyncio.Task[None] | None = None
         self._has_failures = False  # among what is written and not committed
         self._records = self._batches = self._rows = self._commits = 0
         self._counts = Counts()
@@ -171,6 +176,7 @@ class Shard:
             self._state = State.RUNNING
             await self._work(writer)
             await self._commit(writer)
+            await self._finish_delivering()
         except HeadraceError as error:
             self.error = error
             raise
@@ -180,6 +186,9 @@ class Shard:
         finally:
             self._state = State.RELEASED if self.error is None else State.STOPPED
             self._tools.budget.report(self, 0)
+            if self._delivering is not None:
+                self._delivering.cancel()
+                await asyncio.gather(self._delivering, return_exceptions=True)
             if writer is not None:
                 await writer.release()
 
@@ -198,8 +207,7 @@ class Shard:
             log.info("%s: goes on at offset %d", self.label, position)
         self._position = self._read = self._processed = position
         await self._tools.source.seek(self.partition, position)
-        assert self._delivery is not None
-        await self._delivery.run()
+        self._deliver()
 
     async def _work(self, writer: ShardWriter) -> None:
         while not self._stopping.is_set():
@@ -209,8 +217,23 @@ class Shard:
                     return
             if self._is_commit_due(writer):
                 await self._commit(writer)
-            assert self._delivery is not None
-            await self._delivery.run()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Have failures brought to the destination, beside the work: one that hangs holds up no rows."""
+        if self._delivering is not None:
+            if not self._delivering.done():
+                return
+            self._delivering.result()
+        assert self._delivery is not None
+        delivery = asyncio.ensure_future(self._delivery.run()) if self._delivery.is_due else None
+        self._delivering = delivery
+
+    async def _finish_delivering(self) -> None:
+        """Give a released shard's failures a moment; what is left is the next owner's."""
+        self._deliver()
+        if self._delivering is not None and not self._abandoning.is_set():
+            await asyncio.wait({self._delivering}, timeout=LAST_DELIVERY_SECONDS)
 
     def _take(self, writer: ShardWriter) -> Batch | None:
         held = self._report(writer)
@@ -298,7 +321,7 @@ class Shard:
         due_at = writer.due_at()
         if due_at is None:
             return False
-        if due_at <= self._tools.clock.monotonic() or self._tools.budget.is_exceeded:
+        if due_at <= self._tools.clock.monotonic() or self._tools.budget.is_largest(self):
             return True
         if self._report(writer) >= self._tools.shard_bytes_max:
             return True
@@ -318,7 +341,8 @@ class Shard:
         self._commits += 1
         if self._has_failures:
             assert self._delivery is not None
-            self._delivery.pending, self._has_failures = True, False
+            self._delivery.ask()
+            self._has_failures = False
         self._report(writer)
         self._tools.on_commit(self.partition, position)
 

@@ -49,12 +49,17 @@ async def test_everything_pending_is_delivered_in_order() -> None:
 
 async def test_nothing_is_asked_while_nothing_is_pending() -> None:
     """A shard without failures costs the sink no question."""
-    writer = await writer_with(1)
+    writer = await writer_with(0)
     destination = MemoryDestination()
     delivery = Delivery("p", writer, destination, ManualClock())
-    delivery.pending = False
+    await delivery.run()
+    await writer.write(Outcome(0, 1, None, Counts(failed=1), [failure(0)]))
+    await writer.commit()
     await delivery.run()
     assert destination.records == []
+    delivery.ask()
+    await delivery.run()
+    assert delivered(destination) == [0]
 
 
 async def test_without_a_destination_they_wait_in_the_sink(caplog: pytest.LogCaptureFixture) -> None:
@@ -114,7 +119,8 @@ async def test_a_delivery_in_between_begins_the_bound_anew() -> None:
     await delivery.run()
     await writer.write(Outcome(1, 2, None, Counts(failed=1), [failure(1)]))
     await writer.commit()
-    delivery.pending, destination.refusing = True, True
+    delivery.ask()
+    destination.refusing = True
     await clock.advance(4.0)
     await delivery.run()
     assert destination.refusals == 2

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import datetime as dt
 import itertools
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
 
+from connectors.memory import MemoryDestination
 from engine.errors import (
     DataError,
     ExternalError,
@@ -21,7 +23,7 @@ from engine.errors import (
     SinkUnavailable,
     UserError,
 )
-from engine.protocols import Counts, Invocation, Result
+from engine.protocols import Counts, FailedRecord, Invocation, Result
 from engine.shard import Shard, State
 from tests.clock import ManualClock, turns, until
 from tests.unit.engine_world import TOPIC, EngineWorld, FunctionHandler, copy, failing, policy, rows_of
@@ -163,6 +165,26 @@ async def test_failed_records_are_delivered_after_their_commit(world: EngineWorl
         assert (record.partition, record.offset, record.value, record.attempts) == (0, 1, b"1", 1)
         assert record.reason == "1 is bad"
     assert world.rows() == [0, 2, 4]
+
+
+class HangingDestination(MemoryDestination):
+    """Takes records and never says so."""
+
+    async def deliver(self, records: Sequence[FailedRecord]) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_destination_that_hangs_holds_up_no_rows(world: EngineWorld) -> None:
+    """Rows go on being read, written and committed, and a stop waits for it no longer than a moment."""
+    world.append(0, 9)
+    options = {"destination": HangingDestination(), "rules": policy(reports=True), "batch_size": 3}
+    sink = {"commit_interval_max_seconds": 0.0}
+    async with world.shard(FunctionHandler(failing(1)), sink=sink, **options) as (shard, task):
+        await until(lambda: shard.statistics().position == 9)
+        assert shard.statistics().undelivered
+        assert world.rows() == [0, *range(2, 9)]
+        shard.abandon()
+        await task
 
 
 async def test_undelivered_failures_are_the_next_owners(world: EngineWorld) -> None:
