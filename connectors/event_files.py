@@ -1,7 +1,7 @@
 """Files whose lines or rows are events: NDJSON, text and Parquet, read in pieces of bounded size.
 
-Lines are taken byte for byte, without their end; blank lines are events of text files only. A Parquet row
-becomes a JSON object: binary columns as base64, numbers that are not finite as null, everything else as
+Lines are taken byte for byte, without their end; blank lines are events of text files only. A UTF-8 byte-order
+mark at the very start of a file of lines is no part of its first line. A Parquet row becomes a JSON object: binary columns as base64, numbers that are not finite as null, everything else as
 DuckDB's ``to_json`` writes it. ``.gz`` and ``.zst`` files are unpacked on the way.
 
 Not here: where the events go.
@@ -39,6 +39,9 @@ PARQUET_MEMORY_BYTES_MAX = 512 * 1024 * 1024
 
 #: A pipe that is quiet for so long gets what has been read of it sent.
 IDLE_SECONDS = 0.05
+
+#: The UTF-8 byte-order mark that some editors and spreadsheets begin a file with.
+MARK = b"\xef\xbb\xbf"
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS: dict[str, Format] = {
@@ -172,6 +175,10 @@ class EventFile:
                     return
                 lines = (b"".join(carry) + (block[:end] if block else b"")).split(b"\n")
                 carry, carried = ([block[end + 1 :]], len(block) - end - 1) if block else ([], 0)
+                if number == 1 and lines[0].startswith(MARK):
+                    lines[0] = lines[0][len(MARK) :]
+                    if not block and lines == [b""]:
+                        return  # an empty file but for the mark
                 number += len(lines)
                 yield [line[:-1] if line.endswith(b"\r") else line for line in lines]
                 if not block:
@@ -242,12 +249,12 @@ class EventFile:
         with self._opened() as read:
             block = read() or b""
         self.bytes_read = 0
-        return next((line for line in block.split(b"\n") if line.strip()), b"")
+        return next((line for line in block.removeprefix(MARK).split(b"\n") if line.strip()), b"")
 
     def _check_first_line(self) -> None:
         """A .json file may be one document over many lines, of which no line is an event."""
         line = self._first_line()
-        if not line or len(line) >= BLOCK_BYTES - 1:
+        if not line or len(line) >= BLOCK_BYTES - 1 - len(MARK):
             return
         try:
             orjson.loads(line)

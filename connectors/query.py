@@ -16,8 +16,14 @@ from pathlib import Path
 from typing import Literal
 
 import duckdb
+import pyarrow as pa
 
 from connectors.json_text import without_words
+from connectors.parquet.files import Directories
+from connectors.parquet.filesystem import LocalFileSystem
+from connectors.parquet.identity import IdentityFiles
+from connectors.parquet.layout import HIDDEN
+from connectors.parquet.sink import ROWS
 from engine.errors import ExternalError, HeadraceError, UserError
 
 #: ``text``: each value as DuckDB's VARCHAR, or None. ``json``: each row as one JSON object.
@@ -56,10 +62,13 @@ def open_database(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextlib.contextmanager
 def open_directory(path: Path) -> Iterator[duckdb.DuckDBPyConnection | None]:
-    """The Parquet files below ``path`` as a view called `VIEW` and called as the directory; None if there are none.
+    """The Parquet files below ``path``, under the name `VIEW` and that of the directory.
 
     Hidden directories are never read: a sink keeps what is not committed there. Columns of Hive directories
-    are columns, files of different schemas are put together by name.
+    are columns, files of different schemas are put together by name. A sink without a committed file has no
+    rows, in the columns of the schema that it has adopted; None if it has adopted none yet.
+
+    Raises UserError for what is no directory, and for one that is no sink and has no Parquet file.
     """
     if not path.is_dir():
         hint = "one file can be asked by its name: FROM 'FILE.parquet'" if path.is_file() else None
@@ -67,7 +76,12 @@ def open_directory(path: Path) -> Iterator[duckdb.DuckDBPyConnection | None]:
     root = path.resolve()
     files = committed_files(root)
     if not files:
-        yield None
+        schema = _adopted_schema(path, root)
+        if schema is None:
+            yield None
+            return
+        with _empty(root, schema) as connection:
+            yield connection
         return
     # Where only some are in Hive directories DuckDB refuses, rather than that a column goes unnoticed.
     hive = any("=" in part for file in files for part in file.relative_to(root).parts[:-1])
@@ -76,12 +90,39 @@ def open_directory(path: Path) -> Iterator[duckdb.DuckDBPyConnection | None]:
     with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
         try:
             connection.execute(f"SET allowed_paths = [{listed}]")
-            for name in filter(None, (root.name, VIEW)):
+            for name in _names(root):
                 connection.execute(f"CREATE OR REPLACE VIEW {_name(name)} AS FROM {source}")
         except duckdb.Error as error:
             raise UserError(f"the Parquet files of {path} cannot be read together: {_first_line(error)}") from None
         with _confined(connection):
             yield connection
+
+
+def _adopted_schema(path: Path, root: Path) -> pa.Schema | None:
+    """What the rows of a sink will be, None if that is open. Raises UserError for what is no sink."""
+    if not (root / HIDDEN).is_dir():
+        raise UserError(
+            f"directory {path} has no Parquet file, and is not a sink of headrace",
+            hint="name the directory that a pipeline's sink has as its path",
+        )
+    filesystem = LocalFileSystem()
+    return IdentityFiles(filesystem, root, Directories(filesystem)).schema(ROWS)
+
+
+@contextlib.contextmanager
+def _empty(root: Path, schema: pa.Schema) -> Iterator[duckdb.DuckDBPyConnection]:
+    """No rows, in the columns of ``schema``."""
+    with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
+        columns = connection.from_arrow(schema.empty_table())
+        for name in _names(root):
+            columns.query("adopted", f"CREATE OR REPLACE TABLE {_name(name)} AS FROM adopted")
+        with _confined(connection):
+            yield connection
+
+
+def _names(root: Path) -> Iterator[str]:
+    """What a directory's rows are called; `VIEW` last, so that it wins over a directory called as it."""
+    yield from filter(None, (root.name, VIEW))
 
 
 @contextlib.contextmanager

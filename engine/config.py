@@ -278,7 +278,8 @@ class Config(Model):
             if isinstance(pipeline.sink, ParquetSinkConfig):
                 claims.append(f"Parquet directory {pipeline.sink.path}")
             if isinstance(pipeline.sink, DuckDBSinkConfig):
-                claims.append(f"table {pipeline.sink.table} of {pipeline.sink.path}")
+                table = pipeline.sink.table.lower().removeprefix("main.")  # as DuckDB compares names
+                claims.append(f"table {table} of {pipeline.sink.path}")
             for claim in claims:
                 other = owners.setdefault(claim, name)
                 if other != name:

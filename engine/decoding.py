@@ -22,6 +22,9 @@ log = logging.getLogger("headrace.decoding")
 #: A record that the compiled decoder takes.
 WARMING = from_rows("", 0, [(0, 0, None, b'{"warm": 1}', ())], start=0, end=1)
 
+#: A decoder that takes longer than this to be ready is being compiled.
+SAY_SECONDS = 2.0
+
 #: The name under which the sink keeps an inferred schema.
 SCHEMA_NAME = "values"
 
@@ -55,7 +58,11 @@ class Decoders:
         """
         if self._config.format == "json":
             warm = functools.partial(JsonDecoder({}, rest=True).decode, WARMING)
-            await asyncio.get_running_loop().run_in_executor(self._executor, warm)
+            warming = asyncio.get_running_loop().run_in_executor(self._executor, warm)
+            await asyncio.wait({warming}, timeout=SAY_SECONDS)
+            if not warming.done():
+                log.info("compiling the JSON decoder, once for this machine; that takes about ten seconds")
+            await warming
         if self._decoder is None and (known := await self._sink.schema(SCHEMA_NAME)) is not None:
             self._decoder = self._json(known, rest=True)
 

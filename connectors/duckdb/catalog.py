@@ -148,7 +148,7 @@ def bind(
     """
     found = connection.execute(
         "SELECT table_name, pipeline, cluster_id, topic, topic_id, partitions_at_start, mode, key_columns, order_by"
-        " FROM headrace.sinks WHERE table_name = ? OR pipeline = ?",
+        " FROM headrace.sinks WHERE lower(table_name) = lower(?) OR pipeline = ?",
         [binding.table, binding.pipeline],
     ).fetchall()
     if not found:
@@ -161,7 +161,7 @@ def bind(
         )
         return stream.partitions, False
     for table, pipeline, cluster_id, topic, topic_id, partitions, mode, key, order_by in found:
-        if table != binding.table:
+        if table.lower() != binding.table.lower():  # DuckDB's names differ by more than case
             raise SinkMismatch(
                 f"pipeline {pipeline} writes to table {table} of this file, not to {binding.table}",
                 hint="Its position belongs to the rows there. Give the pipeline another name, or its table back.",
@@ -181,7 +181,7 @@ def bind(
         if topic_id == stream.topic_id:
             return int(partitions), False
     connection.execute(
-        "UPDATE headrace.sinks SET topic_id = ?, partitions_at_start = ? WHERE table_name = ?",
+        "UPDATE headrace.sinks SET topic_id = ?, partitions_at_start = ? WHERE lower(table_name) = lower(?)",
         [stream.topic_id, stream.partitions, binding.table],
     )
     return stream.partitions, True

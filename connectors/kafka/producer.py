@@ -243,32 +243,34 @@ class _Filler:
         self._unkeyed = 0  # events without a key so far
 
     def add(self, events: Events, start: int, end: int) -> None:
-        """The events of ``[start, end)``: first picked apart by partition, then put into batches many at a time."""
+        """The events of ``[start, end)``: first picked apart by partition, then put into batches many at a time.
+
+        Each partition's events keep their order, whether they have keys or not.
+        """
         keys = events.keys
         if keys is None:
             self._add_unkeyed(events, range(start, end))
             return
         picked: list[list[int]] = [[] for _ in range(self._partitions)]
-        unkeyed = []
         partition_of = self._partitioner.partition
         for index in range(start, end):
             key = keys[index]
             if key is None:
-                unkeyed.append(index)
+                picked[self._unkeyed // RUN_EVENTS % self._partitions].append(index)
+                self._unkeyed += 1
             else:
                 picked[partition_of(key)].append(index)
         for partition, indexes in enumerate(picked):
             if indexes:
                 self._append(partition, events, indexes)
-        if unkeyed:
-            self._add_unkeyed(events, unkeyed)
 
     def flush(self) -> None:
         for partition, filling in enumerate(self._open):
             if filling is not None:
                 self._close(partition, filling)
 
-    def _add_unkeyed(self, events: Events, indexes: Sequence[int]) -> None:
+    def _add_unkeyed(self, events: Events, indexes: range) -> None:
+        """Events of which none has a key, a run at a time."""
         at = 0
         while at < len(indexes):
             run, used = divmod(self._unkeyed, RUN_EVENTS)

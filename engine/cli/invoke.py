@@ -77,7 +77,7 @@ def invoke(
     """
     report = _Report(as_json)
     try:
-        name, source = _what_to_run(kind, handler, events)
+        name, source = _what_to_run(kind, handler, events, query)
         made = build_handler(
             kind=kind,
             handler=name,
@@ -100,14 +100,20 @@ def invoke(
         raise typer.Exit(2) from None
 
 
-def _what_to_run(kind: str, handler: str, events: str | None) -> tuple[str | None, str]:
+def _what_to_run(kind: str, handler: str, events: str | None, query: str | None) -> tuple[str | None, str]:
     """The handler's name, None for a query, and the file."""
     if not kind:
         raise UserError(f"--kind is missing; kinds are {', '.join(KINDS)}")
+    if kind == "sql":
+        if events is not None or query is None:
+            given = f"; {handler!r} stands in the place of one" if events is not None else ""
+            raise UserError(
+                f"kind sql takes a query over `batch`, and no handler{given}",
+                hint='the query goes with --query: headrace invoke EVENTS.jsonl --kind sql --query "SELECT ..."',
+            )
+        return None, handler
     if events is not None:
         return handler, events
-    if kind == "sql":
-        return None, handler
     raise UserError("EVENTS.jsonl is missing", hint=f"headrace invoke MODULE.FUNCTION EVENTS.jsonl --kind {kind}")
 
 

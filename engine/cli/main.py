@@ -42,11 +42,6 @@ app.add_typer(position.app, name="position", help="Where pipelines stand, and mo
 app.add_typer(broker.app, name="broker", help="The embedded Apache Kafka broker.")
 
 
-def main() -> None:
-    """The entry point of the console script."""
-    sys.exit(call(sys.argv[1:]))
-
-
 def call(arguments: list[str]) -> int:
     """Run the command line; the exit code."""
     try:
@@ -72,4 +67,4 @@ def call(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(sys.argv[1:]))

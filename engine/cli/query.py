@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.errors import UserError
+from engine.errors import ExternalError, UserError
 
 if TYPE_CHECKING:
     from engine.compose.query import Answer
@@ -53,7 +53,12 @@ def query(
         headrace query "SELECT page, count(*) FROM data GROUP BY ALL" --parquet out/clicks
         headrace query "FROM runways LIMIT 5" --db out/runways.duckdb --csv
 
-    Exit codes: 0; 2 for the SQL or a name; 3 while another process writes to the DuckDB file.
+    A sink of which nothing is committed yet answers with its columns and no rows, so that count(*) is 0. Until its
+    first batch it has no columns either: then nothing is asked, standard output stays empty in every format, a
+    line on standard error says so, and the exit code is 3.
+
+    Exit codes: 0 for an answer, also one without rows; 2 for the SQL or a name, or a directory that has no
+    Parquet file and is no sink; 3 while another process writes to the DuckDB file, or a sink has no columns yet.
     """
     from engine.compose import query as compose
 
@@ -61,8 +66,12 @@ def query(
         raise UserError("--json and --csv exclude each other")
     with compose.query(sql, database=db, directory=parquet, rendering="json" if as_json else "text") as answer:
         if answer is None:
-            typer.echo(f"{parquet}: no Parquet file is committed there yet, so there are no rows", err=True)
-            return
+            typer.echo(
+                f"{parquet}: no Parquet file is committed there yet, so there are no rows, "
+                "and its columns are not known yet; ask again after the pipeline's first batch",
+                err=True,
+            )
+            raise typer.Exit(int(ExternalError.domain))
         limit = limit_rows if limit_rows is not None or as_json or as_csv else TABLE_ROWS_MAX
         rows, rest = _limited(itertools.chain.from_iterable(answer.rows), limit)
         if as_json:

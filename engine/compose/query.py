@@ -16,7 +16,7 @@ __all__ = ["Answer", "Rendering", "query"]
 def query(
     sql: str, *, database: Path | None = None, directory: Path | None = None, rendering: Rendering
 ) -> Iterator[Answer | None]:
-    """The answer, valid inside of the ``with``; None when the directory has no committed file yet.
+    """The answer, valid inside of the ``with``; None when the directory is a sink that has no schema yet.
 
     Raises UserError for the question, ExternalError for a database that another process writes to.
     """

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import decimal
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from engine.batch import Batch
@@ -21,6 +22,11 @@ from functions.kinds.calling import Caller
 from functions.kinds.loader import Function
 from functions.kinds.payload import KafkaPayload, KinesisPayload, Sizes
 from functions.kinds.rows import check_rows, shown
+
+log = logging.getLogger("headrace.functions")
+
+#: Handlers that have been told once.
+_WARNED: set[str] = set()
 
 Build = Callable[[Batch], dict[str, object]]
 
@@ -101,6 +107,9 @@ def read_response(label: str, response: object) -> Result:
         return Result()
     rows: Sequence[Mapping[str, object]] | None = None
     rest = response
+    if isinstance(response, dict) and response.get("batchItemFailures") and label not in _WARNED:
+        _WARNED.add(label)
+        log.warning("%s returned batchItemFailures, which is ignored: the whole batch counts as handled", label)
     if isinstance(response, dict) and "rows" in response:
         rows = _rows(label, response["rows"])
         rest = {name: value for name, value in response.items() if name != "rows"}

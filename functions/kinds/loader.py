@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import sys
 import traceback
@@ -21,6 +22,9 @@ Function = Callable[..., object]
 #: What every kind passes, for messages.
 ARGUMENTS = ("event", "context")
 
+#: Functions of a module that a message lists.
+CANDIDATES_MAX = 10
+
 
 def load(spec: str, *, arguments: tuple[str, ...] = ARGUMENTS) -> Function:
     """The function that ``spec`` names: "module.function", "module:function" or "folder/module.function".
@@ -31,14 +35,14 @@ def load(spec: str, *, arguments: tuple[str, ...] = ARGUMENTS) -> Function:
     take that many is refused here instead of at its first batch.
 
     Raises HandlerError: a malformed name, no such module, an error while it is imported, no such attribute,
-    not callable, or a wrong number of parameters.
+    a module instead of a function, not callable, or a wrong number of parameters.
     """
     module_name, attribute = _split(spec)
     root = str(Path.cwd())
     if root not in sys.path:
         sys.path.insert(0, root)
     module = _import(spec, module_name)
-    function = _attribute(spec, module, attribute)
+    function = _attribute(spec, module, attribute, arguments)
     _check_callable(spec, function, arguments)
     return function  # type: ignore[return-value]  # _check_callable has looked
 
@@ -126,18 +130,69 @@ def describe(error: BaseException) -> str:
     return " ".join(traceback.format_exception_only(error)[-1].split())
 
 
-def _attribute(spec: str, module: ModuleType, attribute: str) -> object:
+def _attribute(spec: str, module: ModuleType, attribute: str, arguments: tuple[str, ...]) -> object:
     try:
         found: object = getattr(module, attribute)
     except AttributeError:
-        names = [name for name in vars(module) if not name.startswith("_") and callable(getattr(module, name))]
+        inner = f"{module.__name__}.{attribute}"
+        # A module of a package is its attribute only once somebody has imported it.
+        if hasattr(module, "__path__") and importlib.util.find_spec(inner) is not None:
+            raise _only_a_module(spec, _import(spec, inner), arguments) from None
+        names = _functions_of(module)
         near = difflib.get_close_matches(attribute, names, n=3) or sorted(names)[:5]
         raise HandlerError(
             f"handler {spec!r}: module {module.__name__} ({getattr(module, '__file__', 'built in')}) "
             f"has no {attribute!r}",
             hint=f"nearest: {', '.join(near)}" if near else "the module defines nothing that can be called",
         ) from None
+    if isinstance(found, ModuleType) and found.__name__ == f"{module.__name__}.{attribute}":
+        raise _only_a_module(spec, found, arguments)
     return found
+
+
+def _functions_of(module: ModuleType) -> list[str]:
+    """The names that a module offers to be called: those of ``__all__``, else what it or its modules define."""
+    listed = [name for name in getattr(module, "__all__", ()) if _is_function(getattr(module, name, None))]
+    return listed or [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and _is_function(value)
+        and f"{getattr(value, '__module__', None)}.".startswith(f"{module.__name__}.")
+    ]
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def _only_a_module(spec: str, module: ModuleType, arguments: tuple[str, ...]) -> HandlerError:
+    name = module.__name__
+    names = _functions_of(module)
+    # Others, such as what makes handlers, are shown only where nothing else is.
+    fitting = [each for each in names if _misfit(getattr(module, each), arguments) is None] or names
+    kind = "package" if hasattr(module, "__path__") else "module"
+    return HandlerError(
+        f"handler {spec!r} is a {kind}; a function in it must be named",
+        hint=f"candidates: {', '.join(f'{name}.{each}' for each in fitting[:CANDIDATES_MAX])}"
+        if fitting
+        else f"the {kind} defines nothing that can be called",
+    )
+
+
+def _misfit(
+    function: Callable[..., object], arguments: tuple[str, ...]
+) -> tuple[inspect.Signature, TypeError] | None:
+    """The signature and why a call with ``arguments`` does not fit it."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return None  # some callables of extension modules have none; the first call will tell
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        return signature, error
+    return None
 
 
 def _check_callable(spec: str, function: object, arguments: tuple[str, ...]) -> None:
@@ -149,15 +204,10 @@ def _check_callable(spec: str, function: object, arguments: tuple[str, ...]) -> 
     if not callable(function):
         kind = "a module" if isinstance(function, ModuleType) else f"of type {type(function).__name__}"
         raise HandlerError(f"handler {spec!r} is {kind}, which cannot be called", hint="name a function")
-    try:
-        signature = inspect.signature(function)
-    except (ValueError, TypeError):
-        return  # some callables of extension modules have none; the first call will tell
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
+    if (misfit := _misfit(function, arguments)) is not None:
+        signature, error = misfit
         raise HandlerError(
             f"handler {spec!r} has the parameters {signature}, but is called with "
             f"({', '.join(arguments)}): {error}",
             hint=f"define it as {spec.replace(':', '.').rpartition('.')[2]}({', '.join(arguments)})",
-        ) from None
+        )

@@ -201,7 +201,7 @@ def test_what_two_pipelines_must_not_share() -> None:
             ("a", '{type = "parquet", path = "out"}'),
             ("b", '{type = "parquet", path = "./out"}'),
             ("c", '{type = "duckdb", path = "db", table = "t"}'),
-            ("d", '{type = "duckdb", path = "db", table = "t"}'),
+            ("d", '{type = "duckdb", path = "db", table = "main.T"}'),
         )
     )
     [fault] = faults(text)

@@ -373,6 +373,7 @@ async def test_rows_take_the_form_of_the_adopted_schema(tmp_path: Path) -> None:
     ("other", "named"),
     [
         ({"pipeline": "q"}, "pipeline 'p', not to 'q'"),
+        ({"pipeline": "q", "table": "Clicks"}, "pipeline 'p', not to 'q'"),
         ({"table": "other"}, "writes to table clicks"),
         ({"stream": Stream("elsewhere", "clicks", "id-1", 4)}, "cluster 'cluster', not to 'elsewhere'"),
         ({"stream": Stream("cluster", "views", "id-1", 4)}, "topic 'clicks', not to 'views'"),
