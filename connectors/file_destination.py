@@ -41,6 +41,7 @@ class FileDestination:
         self._pipeline = pipeline
         self._stream_of = stream_of
         self._one_at_a_time = asyncio.Lock()
+        self._is_named_durably = False
 
     async def open(self) -> None:
         """Make the directory and the file, so that one that cannot be written shows at the start."""
@@ -80,7 +81,6 @@ class FileDestination:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = not self._path.exists()
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             deadline = time.monotonic() + LOCK_SECONDS_MAX
@@ -92,8 +92,12 @@ class FileDestination:
                     if time.monotonic() > deadline:
                         raise
                 time.sleep(LOCK_POLL_SECONDS)
-            if new:
-                _sync_directory(self._path.parent)
+            if not self._is_named_durably:
+                # Whoever made the file or a directory above it may have died before it was durable.
+                for directory in self._path.absolute().parents:
+                    with contextlib.suppress(PermissionError):
+                        _sync_directory(directory)
+                self._is_named_durably = True
             yield file
         finally:
             os.close(file)  # and with it the lock
