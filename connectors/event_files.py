@@ -1,7 +1,8 @@
 """Files whose lines or rows are events: NDJSON, text and Parquet, read in pieces of bounded size.
 
 Lines are taken byte for byte, without their end; blank lines are events of text files only. A UTF-8 byte-order
-mark at the very start of a file of lines is no part of its first line. A Parquet row becomes a JSON object: binary columns as base64, numbers that are not finite as null, everything else as
+mark at the very start of a file of lines (also a packed one, or a pipe) is no part of its first line. A Parquet
+row becomes a JSON object: binary columns as base64, numbers that are not finite as null, everything else as
 DuckDB's ``to_json`` writes it. ``.gz`` and ``.zst`` files are unpacked on the way.
 
 Not here: where the events go.

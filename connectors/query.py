@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from connectors.json_text import without_words
 from connectors.parquet.files import Directories
-from connectors.parquet.filesystem import LocalFileSystem
+from connectors.parquet.filesystem import OsFileSystem
 from connectors.parquet.identity import IdentityFiles
 from connectors.parquet.layout import HIDDEN
 from connectors.parquet.sink import ROWS
@@ -105,17 +105,19 @@ def _adopted_schema(path: Path, root: Path) -> pa.Schema | None:
             f"directory {path} has no Parquet file, and is not a sink of headrace",
             hint="name the directory that a pipeline's sink has as its path",
         )
-    filesystem = LocalFileSystem()
-    return IdentityFiles(filesystem, root, Directories(filesystem)).schema(ROWS)
+    filesystem = OsFileSystem()
+    return IdentityFiles(filesystem, root, Directories(filesystem, root)).schema(ROWS)
 
 
 @contextlib.contextmanager
 def _empty(root: Path, schema: pa.Schema) -> Iterator[duckdb.DuckDBPyConnection]:
     """No rows, in the columns of ``schema``."""
     with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
-        columns = connection.from_arrow(schema.empty_table())
+        source = f"{root.name} of none"  # neither of the names
+        connection.register(source, schema.empty_table())
         for name in _names(root):
-            columns.query("adopted", f"CREATE OR REPLACE TABLE {_name(name)} AS FROM adopted")
+            connection.execute(f"CREATE OR REPLACE TABLE {_name(name)} AS FROM {_name(source)}")
+        connection.unregister(source)
         with _confined(connection):
             yield connection
 

@@ -86,7 +86,11 @@ def create_once(filesystem: FileSystem, temporary: Path, target: Path, data: byt
 
 
 class Directories:
-    """Directories below a root, each created durably: its name, and that of every parent, is on the medium."""
+    """Directories below a root, each created durably: its name, and that of every parent, is on the medium.
+
+    What was created once is not looked at again, and its user may have removed it since: who then meets
+    FileNotFoundError calls `renew`.
+    """
 
     def __init__(self, filesystem: FileSystem, root: Path) -> None:
         self._filesystem = filesystem
@@ -98,12 +102,23 @@ class Directories:
 
         One that exists is flushed too: the process that created it may have died before doing so.
         """
+        try:
+            self._ensure(path)
+        except FileNotFoundError:  # a parent was removed since
+            self.renew(path)
+
+    def renew(self, path: Path) -> None:
+        """`ensure` for a directory that is gone, perhaps with its parents. FileNotFoundError if one goes meanwhile."""
+        self._known.difference_update((path, *path.parents))
+        self._ensure(path)
+
+    def _ensure(self, path: Path) -> None:
         if path in self._known:
             return
         if path == self._root:
             self._ensure_root(path)
         else:
-            self.ensure(path.parent)
+            self._ensure(path.parent)
             with contextlib.suppress(FileExistsError):
                 self._filesystem.make_directory(path)
             self._filesystem.sync_directory(path.parent)

@@ -10,6 +10,9 @@ files that it staged in vain dropped.
 *Commit.* Files are flushed, then the names in the staging directory, then the manifest under a temporary
 name; it is linked, the log directory is flushed, and the commit is made. Files get their public names last.
 
+*Retention.* Users remove public files and directories whenever they like. What had its public name by then is
+theirs to remove; a file that had not yet is committed and still staged, and its directory is made anew for it.
+
 *Checkpoint.* Every so many manifests a checkpoint says what the log amounts to, and what lies below it is
 deleted, so reading a log costs the same however long it has run. Deleting frees names that a paused owner
 may still be about to link; therefore whoever has linked looks at the checkpoints again, and one at or beyond
@@ -40,6 +43,7 @@ logger = logging.getLogger("headrace.parquet")
 CHECKPOINT_EVERY = 32
 READS_MAX = 100
 TAKEOVERS_MAX = 100
+RENAMES_MAX = 100
 
 _MANIFEST = ".json"
 _CHECKPOINT = ".checkpoint.json"
@@ -200,9 +204,18 @@ class ShardLog:
         self.seq, self.position = manifest.seq, manifest.end
 
     def lost(self) -> bool:
-        """Whether another owner has taken the shard since."""
+        """Whether another owner has taken the shard since. A commit of one's own that has not returned is none."""
         names = self.filesystem.names(self.layout.log)
-        return any(int(name.partition(".")[0]) > self.seq for name in names if name.endswith(_MANIFEST))
+        if newest_checkpoint(names) > self.seq:
+            return True
+        later = [name for name in names if name.endswith(_MANIFEST) and int(name.partition(".")[0]) > self.seq]
+        return any(self._is_foreign(self.layout.log / name) for name in later)
+
+    def _is_foreign(self, path: Path) -> bool:
+        try:
+            return load_manifest(self.filesystem.read(path), path).owner != self.owner
+        except FileNotFoundError:  # below a checkpoint that is not this owner's
+            return True
 
     def lost_error(self) -> ShardLost:
         return ShardLost(
@@ -251,7 +264,6 @@ class ShardLog:
         )
 
     def _recover(self, chain: Chain) -> None:
-        self._make_public_directories(chain.manifests)
         for manifest in chain.manifests:
             self._publish(manifest, recovery=True)
         self._sync_public(chain.manifests)
@@ -262,9 +274,17 @@ class ShardLog:
 
         Not what carries a later takeover's seq: this owner may have lost the shard since.
         """
+        committed = {file.staged: file.public for manifest in chain.manifests for file in manifest.all_files}
         for name in self.filesystem.names(self.layout.staging):
-            if int(name.partition("-")[0]) < self._takeover_seq:
-                self._unlink(self.layout.staging / name)
+            if int(name.partition("-")[0]) >= self._takeover_seq:
+                continue
+            # A rename between two names of one file leaves both; under its only name it is never removed.
+            if name in committed and self.filesystem.size(self.layout.root / committed[name]) is None:
+                raise InternalError(
+                    f"{self.layout.staging / name} is committed and was not published as {committed[name]}",
+                    hint="Keep the directory as it is and start again: the file is published then.",
+                )
+            self._unlink(self.layout.staging / name)
 
     def _publish(self, manifest: Manifest, *, recovery: bool = False) -> None:
         """Give files their public names; who of two owners does it does not matter."""
@@ -273,13 +293,27 @@ class ShardLog:
             size = self.filesystem.size(staged)
             if size is not None and size != file.bytes:
                 raise InternalError(f"{staged} has {size} bytes where its manifest says {file.bytes}")
-            try:
-                self.filesystem.rename(staged, public)
-            except FileNotFoundError:
-                if self.filesystem.size(public) is None:
-                    self._missing(public, recovery=recovery)
+            if not self._rename(staged, public):
+                self._missing(public, recovery=recovery)
             if index == 0 and not recovery:
                 self.say("half-renamed")
+
+    def _rename(self, staged: Path, public: Path) -> bool:
+        """Publish a file, in a directory made anew if need be; False if it has neither of its names."""
+        for _ in range(RENAMES_MAX):
+            try:
+                self.filesystem.rename(staged, public)
+                return True
+            except FileNotFoundError:
+                if self.filesystem.size(staged) is None:
+                    return self.filesystem.size(public) is not None
+            logger.info("%s was removed; it is made anew for what is committed", public.parent)
+            with contextlib.suppress(FileNotFoundError):  # removed again: the next rename notices
+                self._directories.renew(public.parent)
+        raise SinkUnavailable(
+            f"{public.parent} was removed during each of {RENAMES_MAX} attempts to publish into it",
+            hint="Start again once it stays: what is committed is published then.",
+        )
 
     def _missing(self, public: Path, *, recovery: bool) -> None:
         if recovery:  # removed by its user since, who may do that
@@ -348,8 +382,22 @@ class ShardLog:
             self._directories.ensure(directory)
 
     def _sync_public(self, manifests: Sequence[Manifest]) -> None:
-        for directory in self._public_directories(manifests):
-            self.filesystem.sync_directory(directory)
+        """Flush the names of published files.
+
+        And of their directories: one may have been removed, and made anew by a process that has not flushed it.
+        One that is gone was removed with the files that had been published into it: nothing is left to flush.
+        """
+        layout = self.layout
+        directories = set(self._public_directories(manifests))
+        for directory in directories - {layout.failures}:
+            directories.update(parent for parent in directory.parents if parent.is_relative_to(layout.root))
+        for directory in sorted(directories):
+            try:
+                self.filesystem.sync_directory(directory)
+            except FileNotFoundError:
+                if directory in (layout.root, layout.failures):
+                    raise
+                logger.info("%s was removed after files had been published there", directory)
 
     def _public_directories(self, manifests: Sequence[Manifest]) -> list[Path]:
         files = (file for manifest in manifests for file in manifest.all_files)

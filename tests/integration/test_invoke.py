@@ -205,6 +205,7 @@ def test_a_handler_that_raises_shows_the_payload_of_aws(folder: Path) -> None:
             "Task timed out after 0.10 seconds",
         ),
         (["my events.jsonl", "--kind", "sql", "--query", "SELECT nope FROM batch"], 'column "nope" not found'),
+        (["SELECT 1 FROM batch", "my events.jsonl", "--kind", "sql"], "the query goes with --query:"),
         (["my events.jsonl", "--kind", "sql"], "error: kind sql takes a query over `batch`, and no handler"),
         (["app.rows", "-", "--kind", "rows", "--columns", "a"], "error: --columns: 'a' is not a name and a type"),
         (["app.rows", "-", "--kind", "rows", "--columns", "a INT, a INT"], "error: --columns: 'a' is given twice"),

@@ -391,6 +391,39 @@ def test_formats_are_found(tmp_path: Path) -> None:
         open_files([str(tmp_path / "a.log")], "text", key="k", timestamp=None)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a", "a.json", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes at the very start alone, wherever blocks are cut; it hides neither the format nor the key."""
+    mark = b"\xef\xbb\xbf"
+    lines = [b'{"k": "a"}', mark + b'{"k": "b"}']
+    file = tmp_path / name
+
+    def write(data: bytes) -> None:
+        file.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+    def values(key: str | None = None) -> list[bytes]:
+        (source,) = open_files([str(file)], "auto", key=key, timestamp=None)
+        assert source.format == ("text" if name == "a.txt" else "ndjson" if file.stat().st_size > 3 else "text")
+        return [value for events in source.events() if events for value in events.values]
+
+    write(mark + b"\n".join(lines))
+    assert values() == lines
+    if name != "a.txt":
+        write(mark + lines[0])
+        assert values("k") == lines[:1]
+    write(mark + b"\n".join(lines))
+    for size in (1, 2, 3, 4, 5):
+        with monkeypatch.context() as patch:
+            patch.setattr("connectors.event_files.BLOCK_BYTES", size)
+            (source,) = open_files([str(file)], "text", key=None, timestamp=None)
+            assert [value for events in source.events() if events for value in events.values] == lines
+    write(mark)
+    (source,) = open_files([str(file)], "text", key=None, timestamp=None)
+    assert list(source.events()) == []
+
+
 def test_lines_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever blocks are cut, the lines are the same, and a line without end is refused by its number."""
     lines = [b"", b"a", b"bc\r", b"d" * 50, b"", b"e" * 7]

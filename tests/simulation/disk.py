@@ -131,6 +131,11 @@ class Disk:
         self.file(path)
         self._journal.append((self._remove(path),))
 
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory with all in it, in one step."""
+        self.directory(path)
+        self._journal.append((self._remove(path),))
+
     def _remove(self, path: Path) -> Change:
         directory = self.directory(path.parent)
         del directory.entries[path.name]

@@ -5,6 +5,7 @@ And the same protocol broken on purpose in one place, which the simulation has t
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ steps = st.one_of(
     st.tuples(st.just("run"), st.integers(0, 1), bursts),
     st.tuples(st.just("run"), st.integers(0, 1), bursts),
     st.tuples(st.sampled_from(["to link", "past link"]), st.integers(0, 1), st.just(0)),
-    st.tuples(st.sampled_from(["kill", "crash"]), st.integers(0, 1), st.just(0)),
+    st.tuples(st.sampled_from(["kill", "crash", "retain"]), st.integers(0, 1), st.just(0)),
 )
 
 
@@ -41,6 +42,17 @@ def test_the_schedules_that_catch_the_variants_pass_with_the_protocol() -> None:
     """The seeds that the variants below are tried on find nothing in the protocol itself."""
     for seed in range(EXAMPLES_MAX // 2):
         World(seed, Variant()).run(random_schedule(seed))
+
+
+@pytest.mark.slow
+def test_a_user_who_removes_a_directory_stops_nobody() -> None:
+    """Whenever a public directory is removed, owners go on and everything published later stays visible."""
+    for seed in range(EXAMPLES_MAX // 2):
+        rng = random.Random(seed)
+        schedule: list[Step] = []
+        for step in random_schedule(seed):
+            schedule += [step, ("run", rng.randrange(2), rng.randint(1, 12)), ("retain", 0, 0)]
+        World(seed, Variant()).run(schedule)
 
 
 class RenameOver(DiskFileSystem):

@@ -6,6 +6,7 @@ moment, `World.finish` what must hold in the end. The log that runs is the produ
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import threading
@@ -27,7 +28,7 @@ OPERATIONS_MAX = 300
 
 #: One step of a schedule: what to do, which of the two owners, how many operations.
 #: "run" makes that many operations, "to link" all before the next link, "past link" that one too; "kill" ends
-#: the process, "crash" the machine.
+#: the process, "crash" the machine; "retain" is the user who removes a public directory with what is in it.
 Step = tuple[str, int, int]
 
 
@@ -126,6 +127,7 @@ class World:
         self.disk.linked = self._linked
         self.manifests: dict[str, str] = {}  # public name -> owner, of every manifest that won its seq
         self.acknowledged: dict[str, bytes] = {}
+        self.removed: dict[str, bytes] = {}  # public names that the user has seen and removed
         self._births = 0
         self._published = False
         self.owners = [self._born(), self._born()]
@@ -154,6 +156,8 @@ class World:
                 elif action == "kill":
                     self.owners[number].kill()
                     self.owners[number] = self._born()
+                elif action == "retain":
+                    self.retain()
                 else:
                     self.crash()
             self.finish()
@@ -174,6 +178,13 @@ class World:
         self.owners = [self._born(), self._born()]
         self.check()
 
+    def retain(self) -> None:
+        """Remove a Hive directory, as a user does who keeps only so many days."""
+        with contextlib.suppress(FileNotFoundError):
+            files = self.disk.files(ROOT / "half=2")
+            self.disk.remove_tree(ROOT / "half=2")
+            self.removed.update({str(path.relative_to(ROOT)): data for path, data in files.items()})
+
     def check(self) -> None:
         """What a reader sees: whole files of committed manifests, no offset twice."""
         seen: set[int] = set()
@@ -189,7 +200,7 @@ class World:
             seen |= offsets
 
     def finish(self) -> None:
-        """After a last crash and a last recovery all that was acknowledged is there, without holes."""
+        """After a last crash and recovery all that was acknowledged and not removed is there, without holes."""
         self.crash()
         try:
             self.new_log().acquire()
@@ -198,7 +209,7 @@ class World:
         except HeadraceError as error:
             raise Violation(f"the last recovery failed: {error}") from error
         self.check()
-        public = self._public()
+        public = {**self.removed, **self._public()}
         for name, content in self.acknowledged.items():
             if public.get(name) != content:
                 raise Violation(f"{name} was acknowledged and is {public.get(name)!r}")

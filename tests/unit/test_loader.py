@@ -178,6 +178,52 @@ def test_a_module_without_functions_says_so(write: Write) -> None:
     assert "the module defines nothing that can be called" in refusal("hr_app.handler")
 
 
+def test_imported_names_are_not_offered(write: Write) -> None:
+    """Only what the module itself defines is near; without anything like it nothing of others is listed."""
+    write(
+        "hr_app.py", "from json import dumps, loads\nfrom pathlib import Path\ndef dumpling(event, context): ...\n"
+    )
+    assert "nearest: dumpling" in (message := refusal("hr_app.dump"))
+    assert "dumps" not in message
+    assert "Path" not in refusal("hr_app.Pat")
+    write("hr_bare.py", "from json import dumps\n")
+    assert "the module defines nothing that can be called" in refusal("hr_bare.dump")
+
+
+def test_what_a_module_says_that_it_offers_is_offered(write: Write) -> None:
+    """``__all__`` decides, also for names from elsewhere; what is in it but cannot be called is left out."""
+    write(
+        "hr_app.py",
+        "from json import dumps\n__all__ = ['dumps', 'dumpy', 'gone']\ndumpy = 7\ndef dumper(event, context): ...\n",
+    )
+    message = refusal("hr_app.dump")
+    assert "nearest: dumps" in message
+    assert "dumpy" not in message
+    assert "dumper" not in message
+
+
+@pytest.mark.parametrize("spec", ["hr_pkg.clicks", "hr_pkg:clicks", "hr_pkg/clicks.deep"])
+@pytest.mark.parametrize("imported", [True, False])
+def test_a_module_in_the_place_of_a_function_lists_its_functions(write: Write, spec: str, imported: bool) -> None:
+    """Whether it is imported already or not: it is told what the name is, and what may follow."""
+    write("hr_pkg/__init__.py", "import hr_pkg.clicks.deep" if imported else "")
+    made = "def pages(event, context): ...\ndef pages_of(*, columns): ...\n"
+    write("hr_pkg/clicks/__init__.py", made)
+    write("hr_pkg/clicks/deep.py", made)
+    kind, name = ("module", "hr_pkg.clicks.deep") if "deep" in spec else ("package", "hr_pkg.clicks")
+    message = refusal(spec)
+    assert f"handler {spec!r} is a {kind}; a function in it must be named" in message
+    assert message.endswith(f"candidates: {name}.pages)") or message.endswith(f"candidates: {name}.pages")
+
+
+def test_a_package_of_our_own_lists_its_handlers() -> None:
+    """The package's handlers are named in full, without what makes handlers."""
+    message = refusal("functions.clickstream")
+    assert "is a package; a function in it must be named" in message
+    assert "functions.clickstream.page_events, functions.clickstream.per_minute" in message
+    assert "page_events_of" not in message
+
+
 def test_what_cannot_be_called_is_refused(write: Write) -> None:
     """A number, a module and a class are each named for what they are."""
     write("hr_app.py", APP)

@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from connectors.parquet.files import Directories
+from connectors.parquet.filesystem import OsFileSystem
+from connectors.parquet.identity import IdentityFiles
 from engine.cli.query import csv_line, query
 from engine.errors import ExternalError, UserError
 
@@ -109,13 +113,65 @@ def test_parquet_reads_committed_files_only(directory: Path) -> None:
     assert "Permission" in str(refused(f"FROM read_parquet('{hidden}')", "--parquet", str(directory)))
 
 
-def test_nothing_committed_yet_is_no_error(tmp_path: Path) -> None:
-    """A directory with hidden files only gives no rows and one line that says why."""
+@pytest.mark.parametrize("form", [["--json"], ["--csv"], []])
+def test_a_sink_without_a_schema_is_told_from_one_without_rows(form: list[str], tmp_path: Path) -> None:
+    """No answer at all: an exit code of its own, nothing on standard output, and one line that says why."""
     (tmp_path / ".headrace").mkdir()
     (tmp_path / ".headrace" / "x.parquet").write_bytes(b"torn")
-    result = run("FROM data", "--parquet", str(tmp_path), "--json")
-    assert (result.exit_code, result.stdout) == (0, "")
+    result = run("SELECT count(*) FROM data", "--parquet", str(tmp_path), *form)
+    assert (result.exit_code, result.stdout) == (3, "")
     assert "no Parquet file is committed" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture(params=["clicks", "data"])
+def adopted(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A sink that has adopted a schema, and committed nothing."""
+    root = tmp_path / str(request.param)
+    root.mkdir()
+    filesystem = OsFileSystem()
+    files = IdentityFiles(filesystem, root, Directories(filesystem, root))
+    files.prepare()
+    nested = pa.struct([("a b", pa.list_(pa.int32()))])
+    fields = [("n", pa.int64()), ("at", pa.timestamp("us", "UTC")), ("d", pa.decimal128(9, 2)), ("s", nested)]
+    files.adopt_schema("rows", pa.schema(fields))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [(["--json"], '{"n":0,"t":null}\n'), (["--csv"], "n,t\n0,\n"), ([], "n  t\n-  ----\n0  NULL\n")],
+)
+def test_a_sink_without_a_commit_has_no_rows(form: list[str], shown: str, adopted: Path) -> None:
+    """The adopted columns can be asked for, by both names and in each format; unknown ones are refused."""
+    for name in ("data", adopted.name):
+        result = run(f"SELECT count(*) AS n, sum(d) AS t FROM {name}", "--parquet", str(adopted), *form)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, shown, "")
+    assert run("FROM data", "--parquet", str(adopted), "--csv").stdout == "n,at,d,s\n"
+    assert "nope" in str(refused("SELECT nope FROM data", "--parquet", str(adopted), *form))
+
+
+def test_an_adopted_schema_keeps_its_types_and_opens_no_files(adopted: Path) -> None:
+    """Columns are of the types that the rows will have, nothing else is in sight, and no file can be read."""
+    described = run("DESCRIBE data", "--parquet", str(adopted), "--json").stdout.splitlines()
+    assert [json.loads(line)["column_type"] for line in described] == [
+        "BIGINT",
+        "TIMESTAMP WITH TIME ZONE",
+        "DECIMAL(9,2)",
+        'STRUCT("a b" INTEGER[])',
+    ]
+    tables = run("SHOW TABLES", "--parquet", str(adopted), "--json").stdout.splitlines()
+    assert {json.loads(line)["name"] for line in tables} == {"data", adopted.name}
+    (adopted / "x.csv").write_text("a\n1\n")
+    assert "Permission" in str(refused(f"FROM '{adopted / 'x.csv'}'", "--parquet", str(adopted)))
+
+
+def test_a_directory_that_is_no_sink_is_named(tmp_path: Path) -> None:
+    """A wrong directory is not taken for a sink that has nothing yet."""
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    error = refused("SELECT count(*) FROM data", "--parquet", str(tmp_path), "--json")
+    assert isinstance(error, UserError)
+    assert f"{tmp_path} has no Parquet file" in str(error)
 
 
 @pytest.mark.parametrize(
