@@ -108,7 +108,7 @@ class Directories:
             self.renew(path)
 
     def renew(self, path: Path) -> None:
-        """`ensure` for a directory that is gone, perhaps with its parents. FileNotFoundError if one goes meanwhile."""
+        """`ensure` for a directory that is gone, perhaps with its parents. FileNotFoundError if one goes again."""
         self._known.difference_update((path, *path.parents))
         self._ensure(path)
 

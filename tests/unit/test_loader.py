@@ -192,10 +192,8 @@ def test_imported_names_are_not_offered(write: Write) -> None:
 
 def test_what_a_module_says_that_it_offers_is_offered(write: Write) -> None:
     """``__all__`` decides, also for names from elsewhere; what is in it but cannot be called is left out."""
-    write(
-        "hr_app.py",
-        "from json import dumps\n__all__ = ['dumps', 'dumpy', 'gone']\ndumpy = 7\ndef dumper(event, context): ...\n",
-    )
+    listed = "from json import dumps\n__all__ = ['dumps', 'dumpy', 'gone']\ndumpy = 7\n"
+    write("hr_app.py", listed + "def dumper(event, context): ...\n")
     message = refusal("hr_app.dump")
     assert "nearest: dumps" in message
     assert "dumpy" not in message

@@ -140,7 +140,7 @@ def adopted(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("form", "shown"),
-    [(["--json"], '{"n":0,"t":null}\n'), (["--csv"], "n,t\n0,\n"), ([], "n  t\n-  ----\n0  NULL\n")],
+    [(["--json"], '{"n":0,"t":null}\n'), (["--csv"], "n,t\n0,\n"), ([], "n     t\n-  ----\n0  NULL\n")],
 )
 def test_a_sink_without_a_commit_has_no_rows(form: list[str], shown: str, adopted: Path) -> None:
     """The adopted columns can be asked for, by both names and in each format; unknown ones are refused."""
