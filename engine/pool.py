@@ -231,8 +231,8 @@ class ShardPool:
                 failing_since = now if failing_since is None else failing_since
                 if not error.retry or self._is_given_up(now - failing_since):
                     self._failed[shard.partition] = error
-                    # What to do about it is said once, where the pipeline ends.
-                    log.error("%s: stopped: %s", shard.label, error.message)
+                    # What to do about it is said once, not by each of the shards that have the same trouble.
+                    log.error("%s: stopped: %s", shard.label, error if len(self._failed) == 1 else error.message)
                     return
                 log.warning("%s: %s; trying again", shard.label, error)
             if not await self._is_ours(shard, wait):

@@ -28,6 +28,9 @@ from engine.values.schema import declared
 from tests.unit.test_values_oracle import NAMES, TYPES, json_texts, names, numbers, records, space, stamps, strings
 from tests.unit.test_values_suite import BAD_STRINGS, BLNS, SAMPLE, SUITE, TRANSFORM
 
+#: Generated batches for each property; HEADRACE_FUZZ=long tries many more.
+EXAMPLES = 3_000 if os.environ.get("HEADRACE_FUZZ") == "long" else 100
+
 CLICK = {
     "event_id": "VARCHAR",
     "user_id": "BIGINT",
@@ -81,7 +84,7 @@ def check(columns: Mapping[str, str], values: Iterable[bytes | None], *, rest: b
     return taken(columns, batch, rest=rest)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     values=st.lists(st.one_of(st.none(), records), min_size=1, max_size=8),
     columns=st.dictionaries(st.sampled_from([name for name in NAMES if name]), st.sampled_from(TYPES), max_size=5),
@@ -136,7 +139,7 @@ def streams(draw: st.DrawFn) -> tuple[dict[str, str], list[bytes]]:
     return columns, values
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(stream=streams(), rest=st.booleans())
 def test_streams(stream: tuple[dict[str, str], list[bytes]], rest: bool) -> None:
     """Records of mostly one shape, where bets are won and lost: what the reference gives."""
