@@ -62,10 +62,6 @@ class Batcher:
         return self._nbytes
 
     @property
-    def records(self) -> int:
-        return self._records
-
-    @property
     def is_empty(self) -> bool:
         """Neither records nor a range without records is waiting."""
         return not self._waiting

@@ -60,3 +60,13 @@ async def test_a_deadline_is_one_for_a_whole_path() -> None:
     assert (deadline.seconds_left, deadline.share(0.75)) == (2.0, 0.0)
     await clock.advance(5.0)
     assert (deadline.seconds_left, deadline.share(1.0)) == (0.0, 0.0)
+
+
+def test_only_the_largest_holder_gives_back() -> None:
+    """Over the bound one holder is named, so that pressure makes one large commit and not many small ones."""
+    budget = ByteBudget(100)
+    budget.report("large", 60)
+    budget.report("small", 30)
+    assert not budget.is_largest("large")
+    budget.report("small", 40)
+    assert [budget.is_largest(holder) for holder in ("large", "small", "none")] == [True, False, False]
