@@ -158,6 +158,7 @@ class SchemaConfig(Model):
     columns: dict[str, str] | None = Field(None, description="name = SQL type; inferred when left out")
     rest: bool = Field(True, description="keep unknown members in the JSON column _rest")
     trace: bool = Field(True, description="_partition, _offset and _timestamp in every row")
+    record: bool = Field(False, description="the record's own bytes as well: columns _key, _value and _headers")
     on_null_value: Literal["fail", "drop"] = Field(
         "fail", description="what a record without a value (a tombstone) is"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Executor
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow as pa
 from engine.batch import Batch, from_rows
 from engine.config import SchemaConfig
 from engine.protocols import Sink
-from engine.values import Decoder, JsonDecoder, RawDecoder, TextDecoder, infer
+from engine.values import Decoder, JsonDecoder, RawDecoder, RecordColumns, TextDecoder, infer
 
 log = logging.getLogger("headrace.decoding")
 
@@ -39,9 +40,9 @@ class Decoders:
         self._inferring = asyncio.Lock()
         self._decoder: Decoder | None = None
         if config.format == "text":
-            self._decoder = TextDecoder(trace=config.trace, on_null_value=config.on_null_value)
+            self._decoder = self._whole(TextDecoder(trace=config.trace, on_null_value=config.on_null_value))
         elif config.format == "raw":
-            self._decoder = RawDecoder(trace=config.trace)
+            self._decoder = self._whole(RawDecoder(trace=config.trace))
         elif config.columns is not None:
             self._decoder = self._json(config.columns, rest=config.rest)
 
@@ -80,10 +81,9 @@ class Decoders:
                 self._decoder = self._json(kept, rest=True)
         return self._decoder
 
-    @functools.cached_property
-    def _json(self) -> functools.partial[JsonDecoder]:
-        return functools.partial(
-            JsonDecoder,
-            trace=self._config.trace,
-            on_null_value=self._config.on_null_value,
-        )
+    def _json(self, columns: Mapping[str, str] | pa.Schema, *, rest: bool) -> Decoder:
+        config = self._config
+        return self._whole(JsonDecoder(columns, rest=rest, trace=config.trace, on_null_value=config.on_null_value))
+
+    def _whole(self, decoder: Decoder) -> Decoder:
+        return RecordColumns(decoder) if self._config.record else decoder

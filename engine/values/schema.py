@@ -1,4 +1,4 @@
-"""Which columns a decoder gives: those declared or inferred, ``_rest``, and the trace columns.
+"""Which columns a decoder gives: those declared or inferred, ``_rest``, the trace columns and the record's own.
 
 Not here: the types' names (`engine.values.types`) and what is inferred (`engine.values.json_infer`).
 """
@@ -9,24 +9,25 @@ from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
+from engine.values.record import RECORD
 from engine.values.trace import TRACE
 from engine.values.types import column_field, type_name_of
 
 #: The members of a JSON object that no column takes, as an object; NULL where there are none.
 REST = column_field("_rest", "JSON")
 
-_OURS = {field.name: field for field in (REST, *TRACE)}
+_OURS = {field.name: field for field in (REST, *TRACE, *RECORD)}
 
 
 def is_reserved(column: str) -> bool:
-    """Whether a column would clash with ``_rest`` or a trace column. SQL names differ by more than case."""
+    """Whether a column would clash with one of ours. SQL names differ by more than case."""
     return column.casefold() in _OURS
 
 
 def declared(columns: Mapping[str, str] | pa.Schema) -> list[pa.Field]:
     """The user's columns, checked: of a mapping from column to type name, or of a schema.
 
-    A schema may be a decoder's own, as it was stored: ``_rest`` and the trace columns are then left out.
+    A schema may be a decoder's own, as it was stored: ours are then left out.
     Raises ValueError, naming the column, for a reserved name, a name without characters, two names that
     differ only in case, and a type that is none.
     """

@@ -12,6 +12,7 @@ from engine.values import (
     Decoder,
     JsonDecoder,
     RawDecoder,
+    RecordColumns,
     TextDecoder,
     column_field,
     column_type,
@@ -293,3 +294,30 @@ def test_infer_nothing() -> None:
     """Without a record that parses there are no columns."""
     assert infer(batch_of()).names == []
     assert infer(batch_of(b"{", None, b"[]")).names == []
+
+
+@pytest.mark.parametrize("on_null_value", ["fail", "drop"])
+@pytest.mark.parametrize("bad", [(), (0,), (2, 3), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("trace", [True, False])
+def test_record_columns_stay_with_their_row(on_null_value: str, bad: tuple[int, ...], trace: bool) -> None:
+    """Whatever was refused or let go before it, a row stands beside its own record's key, value and headers."""
+    rows = [
+        (
+            10 + 3 * at,
+            0,
+            b"k%d" % at,
+            None if at == 5 else b"{" if at in bad else b'{"a":%d}' % at,
+            [("h", b"%d" % at)],
+        )
+        for at in range(7)
+    ]
+    batch = from_rows("t", 0, rows, start=10, end=40)
+    inner = JsonDecoder({"a": "BIGINT"}, rest=False, trace=trace, on_null_value=on_null_value)
+    decoded = RecordColumns(inner).decode(batch)
+    assert decoded.columns.schema.names == [*inner.schema.names, "_key", "_value", "_headers"]
+    found = decoded.columns.to_pylist()
+    good = [at for at in range(7) if at != 5 and at not in bad]
+    assert [row["a"] for row in found] == good
+    assert [(row["_key"], row["_value"]) for row in found] == [(b"k%d" % at, b'{"a":%d}' % at) for at in good]
+    assert [row["_headers"] for row in found] == [[{"key": "h", "value": b"%d" % at}] for at in good]
+    assert len(decoded.faults) == len(bad) + (on_null_value == "fail")
