@@ -9,24 +9,66 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.batch import Batch, join
+from engine.batch import Batch
 
-#: Gives the bytes that each record of a batch adds to an invocation's payload.
-PayloadBytes = Callable[[Batch], NDArray[np.int64]]
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What records add to an invocation's payload, in bytes.
+
+    ``each`` gives it for every record of a batch. ``bound`` is never less than their sum and costs next to nothing:
+    most batches are so far from the limit that nobody has to know more.
+    """
+
+    each: Callable[[Batch], NDArray[np.int64]]
+    bound: Callable[[Batch], int]
+
+
+def _bounds(batch: Batch, name: str) -> NDArray[np.int32]:
+    column = batch.records.column(name)
+    return np.frombuffer(column.buffers()[1], np.int32, len(batch) + 1, 4 * column.offset)
+
+
+def column_bytes(batch: Batch, name: str) -> int:
+    """Bytes of all keys or all values."""
+    bounds = _bounds(batch, name)
+    return int(bounds[-1]) - int(bounds[0])
 
 
 def value_bytes(batch: Batch) -> NDArray[np.int64]:
     """Bytes of key and value of each record: the measure of payload for kinds without an event."""
-    total = np.zeros(len(batch), dtype=np.int64)
-    for name in ("key", "value"):
-        column = batch.records.column(batch.records.schema.get_field_index(name))
-        offsets = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(batch) + 1]
-        total += np.diff(offsets)
-    return total
+    return sum((np.diff(_bounds(batch, name)) for name in ("key", "value")), np.zeros(len(batch), np.int64))
+
+
+def _value_bytes_of_all(batch: Batch) -> int:
+    return column_bytes(batch, "key") + column_bytes(batch, "value")
+
+
+#: The payload of kinds that are called with columns or rows.
+KEYS_AND_VALUES = Payload(value_bytes, _value_bytes_of_all)
+
+
+class _Waiting:
+    """A batch that waits, and what is known of its size."""
+
+    def __init__(self, batch: Batch, payload: Payload) -> None:
+        self.batch = batch
+        self.nbytes = batch.nbytes
+        self.bound = payload.bound(batch)
+        self._payload = payload
+        self._sizes: NDArray[np.int64] | None = None
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        if self._sizes is None:
+            self._sizes = self._payload.each(self.batch)
+            assert int(self._sizes.sum()) <= self.bound, "a payload above its bound"
+        return self._sizes
 
 
 class Batcher:
@@ -42,17 +84,17 @@ class Batcher:
         records_max: int,
         window_seconds: float,
         payload_bytes_max: int,
-        payload_bytes: PayloadBytes = value_bytes,
+        payload: Payload = KEYS_AND_VALUES,
     ) -> None:
         assert records_max > 0
         assert payload_bytes_max > 0
         self._records_max = records_max
         self._window_seconds = window_seconds
         self._payload_bytes_max = payload_bytes_max
-        self._payload_bytes = payload_bytes
-        self._waiting: deque[tuple[Batch, NDArray[np.int64]]] = deque()
+        self._payload = payload
+        self._waiting: deque[_Waiting] = deque()
         self._records = 0
-        self._payload = 0
+        self._bound = 0
         self._nbytes = 0
         self._opened_at: float | None = None
 
@@ -69,59 +111,74 @@ class Batcher:
     def add(self, batch: Batch, now: float) -> None:
         """Take a fetched batch, which starts where the last one ended."""
         if self._waiting:
-            last = self._waiting[-1][0]
+            last = self._waiting[-1].batch
             assert last.end == batch.start, f"{last.end} is not followed by {batch.start}"
         if self._opened_at is None:
             self._opened_at = now
-        sizes = self._payload_bytes(batch)
-        self._waiting.append((batch, sizes))
-        self._records += len(batch)
-        self._payload += int(sizes.sum())
-        self._nbytes += batch.nbytes
+        self._append(_Waiting(batch, self._payload))
 
     def due_at(self) -> float | None:
         """When the next batch closes; in the past when one is full; None when nothing is waiting."""
         if self._opened_at is None:
             return None
-        if self._records >= self._records_max or self._payload >= self._payload_bytes_max:
+        if self._records >= self._records_max or self._is_payload_full():
             return self._opened_at
         return self._opened_at + self._window_seconds
 
-    def take(self, now: float, *, flush: bool = False) -> Batch | None:
-        """The next batch that is due (with ``flush``: whatever waits), or None.
+    def _is_payload_full(self) -> bool:
+        if self._bound < self._payload_bytes_max:
+            return False
+        return sum(int(each.sizes.sum()) for each in self._waiting) >= self._payload_bytes_max
+
+    def take(self, now: float, *, flush: bool = False) -> list[Batch]:
+        """The parts of the next batch that is due (with ``flush``: of whatever waits), to be joined; else none.
 
         A range without records that follows a batch's last record belongs to that batch.
         """
         due_at = self.due_at()
         if due_at is None or (due_at > now and not flush):
-            return None
+            return []
         taken: list[Batch] = []
         records = payload = 0
+        is_bounded = self._bound >= self._payload_bytes_max
         while self._waiting:
-            batch, sizes = self._waiting[0]
-            count = self._fitting(sizes, records, payload)
+            first = self._waiting[0]
+            batch, room = first.batch, self._records_max - records
+            count = self._fitting(first.sizes, room, payload, records) if is_bounded else min(room, len(batch))
+            if is_bounded:
+                payload += int(first.sizes[:count].sum())
             if count < len(batch):
                 if count:
                     taken.append(batch.head(count))
-                    self._waiting[0] = (batch.tail(count), sizes[count:])
-                    records += count
-                    payload += int(sizes[:count].sum())
+                    self._drop_first()
+                    self._append(_Waiting(batch.tail(count), self._payload), at_front=True)
                 break
             taken.append(batch)
-            self._waiting.popleft()
+            self._drop_first()
             records += count
-            payload += int(sizes.sum())
-        self._records -= records
-        self._payload -= payload
-        self._nbytes = sum(batch.nbytes for batch, _ in self._waiting)
         # What is left over opened with the batch just taken out; its own window begins now.
         self._opened_at = now if self._waiting else None
-        return join(taken)
+        return taken
 
-    def _fitting(self, sizes: NDArray[np.int64], records: int, payload: int) -> int:
+    def _fitting(self, sizes: NDArray[np.int64], room: int, payload: int, records: int) -> int:
         """How many leading records still fit; the first record of a batch always does."""
-        room = min(self._records_max - records, len(sizes))
         if room <= 0:
             return 0
-        within = int(np.searchsorted(np.cumsum(sizes[:room]), self._payload_bytes_max - payload, side="right"))
-        return max(within, 1) if records == 0 else within
+        total = np.cumsum(sizes[:room])
+        within = int(np.searchsorted(total, self._payload_bytes_max - payload, side="right"))
+        return max(within, min(1, len(sizes))) if records == 0 else within
+
+    def _append(self, waiting: _Waiting, *, at_front: bool = False) -> None:
+        if at_front:
+            self._waiting.appendleft(waiting)
+        else:
+            self._waiting.append(waiting)
+        self._records += len(waiting.batch)
+        self._bound += waiting.bound
+        self._nbytes += waiting.nbytes
+
+    def _drop_first(self) -> None:
+        gone = self._waiting.popleft()
+        self._records -= len(gone.batch)
+        self._bound -= gone.bound
+        self._nbytes -= gone.nbytes

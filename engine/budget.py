@@ -14,6 +14,7 @@ class ByteBudget:
         assert bytes_max > 0
         self._bytes_max = bytes_max
         self._held: dict[object, int] = {}
+        self._handling: dict[object, int] = {}
         self._total = 0
         self._changed = asyncio.Event()
 
@@ -27,11 +28,11 @@ class ByteBudget:
         return self._total >= self._bytes_max
 
     def is_largest(self, holder: object) -> bool:
-        """The whole is over the bound, and nobody holds more than ``holder``: it is the one to give back."""
+        """The whole is over the bound, and nobody keeps more than ``holder``: it is the one to give back."""
         return self.is_exceeded and self._held.get(holder, 0) >= max(self._held.values(), default=0)
 
     def report(self, holder: object, held: int) -> None:
-        """Say what ``holder`` holds now, in bytes; 0 forgets it."""
+        """Say what ``holder`` holds now, in bytes, beside what it was admitted with; 0 forgets it."""
         assert held >= 0
         before = self._held.get(holder, 0)
         if held:
@@ -41,6 +42,27 @@ class ByteBudget:
         self._total += held - before
         if held < before:
             self._changed.set()
+
+    def admits(self, holder: object, size: int) -> bool:
+        """Count ``size`` bytes more until `done`, if they fit. One holder is always let in, whatever it brings."""
+        assert holder not in self._handling
+        if self._handling and self._total + size > self._bytes_max:
+            return False
+        self._handling[holder] = size
+        self._total += size
+        return True
+
+    async def admit(self, holder: object, size: int) -> bool:
+        """Wait until `admits` says yes."""
+        while not self.admits(holder, size):
+            self._changed.clear()
+            await self._changed.wait()
+        return True
+
+    def done(self, holder: object) -> None:
+        """What ``holder`` was admitted with is let go; nothing happens where it was not."""
+        self._total -= self._handling.pop(holder, 0)
+        self._changed.set()
 
     async def wait(self, seconds_max: float) -> None:
         """Return when the whole is within the bound again, or after ``seconds_max``."""

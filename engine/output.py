@@ -32,6 +32,9 @@ BATCH_TRACE = {
 
 TRACE_NAMES = frozenset({**RECORD_TRACE, **BATCH_TRACE})
 
+#: More rows than this are worked on beside the event loop.
+ROWS_INLINE_MAX = 256
+
 #: The name under which the sink keeps the schema.
 SCHEMA_NAME = "rows"
 
@@ -63,16 +66,27 @@ class Output:
         """``rows`` as a table of the pipeline's schema, or None for no rows. Raises HandlerError."""
         if rows is None or len(rows) == 0:
             return None
-        table = rows if isinstance(rows, pa.Table) else self._from_dicts(rows)
-        _check_names(table.column_names)
-        if self._trace:
-            table = with_trace(table, batch)
+        if len(rows) <= ROWS_INLINE_MAX:
+            table = self._traced(rows, batch)
+        else:
+            table = await asyncio.to_thread(self._traced, rows, batch)
         if self._schema is None:
             await self._adopt(table)
         assert self._schema is not None
         if not self._is_handled:
             self._require(table.schema, of_rows=True)
-        return conform(table, self._schema, fill=not isinstance(rows, pa.Table))
+        if table.schema.equals(self._schema):
+            return table
+        fill = not isinstance(rows, pa.Table)
+        if len(rows) <= ROWS_INLINE_MAX:
+            return conform(table, self._schema, fill=fill)
+        return await asyncio.to_thread(conform, table, self._schema, fill=fill)
+
+    def _traced(self, rows: pa.Table | Sequence[Mapping[str, object]], batch: Batch) -> pa.Table:
+        table = rows if isinstance(rows, pa.Table) else self._from_dicts(rows)
+        _check_names(table.column_names)
+        # Without a function the decoder's own columns come here untouched, its trace among them.
+        return with_trace(table, batch) if self._trace and self._is_handled else table
 
     def _require(self, given: pa.Schema, *, of_rows: bool) -> None:
         """Raise SinkMismatch unless the rows' schema has the columns of ``given``, and no others but the trace."""

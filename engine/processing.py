@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.batch import Batch
-from engine.batching import PayloadBytes
+from engine.batching import Payload, column_bytes
 from engine.context import Context
 from engine.errors import DataError, HandlerError, HeadraceError, RowsRefused
 from engine.output import Output
@@ -86,7 +86,7 @@ class Processor:
         output: Output,
         policy: Policy,
         context: Callable[[], Context],
-        payload_bytes: PayloadBytes,
+        payload: Payload,
         clock: Clock,
         executor: Executor,
         phase: Callable[[str], None] | None = None,
@@ -98,7 +98,7 @@ class Processor:
         self._output = output
         self._policy = policy
         self._context = context
-        self._payload_bytes = payload_bytes
+        self._payload = payload
         self._clock = clock
         self._executor = executor
         self._phase = phase
@@ -132,8 +132,10 @@ class Processor:
     def _oversized(self, batch: Batch) -> dict[int, Cause]:
         """Records that are too large by themselves, or whose event would be (AWS: MaximumPayloadSizeExceeded)."""
         value_max, payload_max = self._policy.record_bytes_max, self._policy.payload_bytes_max
+        if column_bytes(batch, "value") <= value_max and self._payload.bound(batch) <= payload_max:
+            return {}
         offsets = batch.records.column("offset").to_numpy()
-        payloads = self._payload_bytes(batch)
+        payloads = self._payload.each(batch)
         lengths = pc.fill_null(pc.binary_length(batch.records.column("value")), 0).to_numpy()
         causes = {
             int(offsets[at]): Cause(

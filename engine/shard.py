@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from engine.batch import Batch
+from engine.batch import Batch, join
 from engine.batching import Batcher
 from engine.budget import ByteBudget
 from engine.delivery import Delivery
@@ -44,6 +44,12 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
         if not working.cancelled() and (error := working.exception()) is not None and event.is_set():
             log.debug("ended by %r while being stopped", error)
 
+
+#: What is copied on the event loop; more takes longer than handing it to a thread.
+JOIN_INLINE_BYTES_MAX = 64 * 1024
+
+#: A batch while it is handled, and the columns that it becomes.
+HANDLED_COPIES = 2
 
 #: How long a shard that is given up waits for deliveries under way.
 LAST_DELIVERY_SECONDS = 2.0
@@ -212,8 +218,8 @@ class Shard:
     async def _work(self, writer: ShardWriter) -> None:
         while not self._stopping.is_set():
             await self._fetch(writer)
-            while not self._stopping.is_set() and (batch := self._take(writer)) is not None:
-                if not await self._process(writer, batch):
+            while not self._stopping.is_set() and (parts := self._take(writer)):
+                if not await self._handle(writer, parts):
                     return
             if self._is_commit_due(writer):
                 await self._commit(writer)
@@ -235,7 +241,14 @@ class Shard:
         if self._delivering is not None and not self._abandoning.is_set():
             await asyncio.wait({self._delivering}, timeout=LAST_DELIVERY_SECONDS)
 
-    def _take(self, writer: ShardWriter) -> Batch | None:
+    @staticmethod
+    async def _joined(parts: list[Batch]) -> Batch:
+        """One batch from its parts, copied beside the loop where that takes a while."""
+        if sum(part.nbytes for part in parts[1:]) < JOIN_INLINE_BYTES_MAX:
+            return join(parts)
+        return await asyncio.to_thread(join, parts)
+
+    def _take(self, writer: ShardWriter) -> list[Batch]:
         held = self._report(writer)
         reached = self.target is not None and self._read is not None and self._read >= self.target
         pressed = held >= self._tools.shard_bytes_max or self._tools.budget.is_exceeded
@@ -248,11 +261,16 @@ class Shard:
         if self._tools.budget.is_exceeded:
             await self._tools.budget.wait(self._until_timer(writer))
             return
-        fetch = self._tools.source.fetch(
-            self.partition, records_max=self._tools.fetch_records_max, seconds_max=self._until_timer(writer)
-        )
         try:
-            batch = await unless(self._stopping, fetch)
+            # What is there already is taken without the tasks that waiting needs.
+            batch = await self._tools.source.fetch(
+                self.partition, records_max=self._tools.fetch_records_max, seconds_max=0.0
+            )
+            if batch is None:
+                fetch = self._tools.source.fetch(
+                    self.partition, records_max=self._tools.fetch_records_max, seconds_max=self._until_timer(writer)
+                )
+                batch = await unless(self._stopping, fetch)
         except OffsetOutOfRange as error:
             await self._commit(writer)
             batch = await self._tools.positions.beyond(self.partition, error.offset)
@@ -270,6 +288,17 @@ class Shard:
         now = self._tools.clock.monotonic()
         timers = [timer for timer in (self._batcher.due_at(), writer.due_at()) if timer is not None]
         return max(0.0, min([IDLE_SECONDS_MAX, *(timer - now for timer in timers)]))
+
+    async def _handle(self, writer: ShardWriter, parts: list[Batch]) -> bool:
+        """Take a batch to the writer once there is room for what is made of it: about as much again."""
+        size = HANDLED_COPIES * sum(part.nbytes for part in parts)
+        budget = self._tools.budget
+        if not budget.admits(self, size) and await unless(self._abandoning, budget.admit(self, size)) is None:
+            return False
+        try:
+            return await self._process(writer, await self._joined(parts))
+        finally:
+            budget.done(self)
 
     async def _process(self, writer: ShardWriter, batch: Batch) -> bool:
         """Take a batch to the writer; False when it was left to the next owner."""

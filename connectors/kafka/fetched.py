@@ -10,7 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 
 from connectors.kafka.record_batches import RecordBatches
-from engine.batch import Batch
+from engine.batch import Batch, join
+
+#: Pieces are put together up to this size: a handler that waits for no window then gets what there is, in one call.
+JOIN_BYTES_MAX = 256 * 1024
 
 
 @dataclass(slots=True)
@@ -37,12 +40,10 @@ class Fetched:
         #: A replica that the leader named, and until when to believe it.
         self.replica: int | None = None
         self.replica_until = 0.0
+        #: Bytes of the Batches.
+        self.decoded_bytes = 0
         self._pieces: deque[_Piece] = deque()
         self._arrived = asyncio.Event()
-
-    @property
-    def decoded_bytes(self) -> int:
-        return sum(piece.nbytes for piece in self._pieces)
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +56,9 @@ class Fetched:
         return self.error is None and not any(response.has_fault for response in self.responses)
 
     def put(self, batch: Batch) -> None:
-        self._pieces.append(_Piece(batch, batch.nbytes))
+        nbytes = batch.nbytes
+        self._pieces.append(_Piece(batch, nbytes))
+        self.decoded_bytes += nbytes
         self._arrived.set()
 
     def fail(self, error: Exception) -> None:
@@ -72,15 +75,25 @@ class Fetched:
             if self.error is not None and not self.responses and not self.is_decoding:
                 raise self.error
             return None
-        piece = self._pieces[0]
-        batch = piece.batch.head(records_max)
-        if len(batch) < len(piece.batch):
-            piece.batch = piece.batch.tail(len(batch))
-            piece.nbytes = piece.batch.nbytes
-        else:
-            self._pieces.popleft()
-        self.taken = batch.end
-        return batch
+        taken: list[Batch] = []
+        records = nbytes = 0
+        while self._pieces and records < records_max and nbytes < JOIN_BYTES_MAX:
+            piece = self._pieces[0]
+            batch = piece.batch.head(records_max - records)
+            if taken and nbytes + piece.nbytes > JOIN_BYTES_MAX:
+                break
+            taken.append(batch)
+            records += len(batch)
+            nbytes += piece.nbytes
+            self.decoded_bytes -= piece.nbytes
+            if len(batch) < len(piece.batch):
+                rest = piece.batch.tail(len(batch))
+                piece.batch, piece.nbytes = rest, rest.nbytes
+                self.decoded_bytes += piece.nbytes
+            else:
+                self._pieces.popleft()
+        self.taken = taken[-1].end
+        return join(taken)
 
     async def arrival(self, seconds_max: float) -> bool:
         """Wait for something to arrive; False when the time is over."""

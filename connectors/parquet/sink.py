@@ -35,7 +35,8 @@ class ParquetSink:
     """`engine.protocols.Sink` over a directory. Several processes may share it; each shard has one owner.
 
     Files roll when a shard has staged ``file_bytes_max`` bytes, or ``file_age_max_seconds`` after its first
-    uncommitted write. Up to ``row_group_bytes_max`` bytes of a shard wait in memory for their row group.
+    uncommitted write. Up to ``row_group_bytes_max`` bytes of a shard wait in memory for their row group, and of all
+    shards together up to ``waiting_bytes_max``.
     ``partition_by`` names columns, or ``date(<column>)`` for a column's UTC date; one write may go to
     ``hive_partitions_open_max`` partitions, and `engine.errors.RowsRefused` names the rows beyond.
     ``phase`` hears the name of each step of takeovers and commits, in the thread that takes it.
@@ -51,6 +52,7 @@ class ParquetSink:
         file_bytes_max: int = 134_217_728,
         file_age_max_seconds: float = 5.0,
         row_group_bytes_max: int = 8_388_608,
+        waiting_bytes_max: int = 67_108_864,
         partition_by: Sequence[str] = (),
         hive_partitions_open_max: int = 64,
         on_recreated_topic: Literal["stop", "restart"] = "stop",
@@ -63,6 +65,7 @@ class ParquetSink:
             "file_bytes_max": file_bytes_max,
             "file_age_max_seconds": file_age_max_seconds,
             "row_group_bytes_max": row_group_bytes_max,
+            "waiting_bytes_max": waiting_bytes_max,
             "hive_partitions_open_max": hive_partitions_open_max,
             "checkpoint_every": checkpoint_every,
         }
@@ -74,7 +77,7 @@ class ParquetSink:
         if faults:
             raise ConfigError(f"Parquet sink {path}", faults)
         self._options = WriterOptions(
-            file_bytes_max, file_age_max_seconds, row_group_bytes_max, hive_partitions_open_max,
+            file_bytes_max, file_age_max_seconds, row_group_bytes_max, waiting_bytes_max, hive_partitions_open_max,
             parse_keys(partition_by), compression,
         )  # fmt: skip
         self._root = path
@@ -183,7 +186,9 @@ class ParquetSink:
                 )
             log = self._log(self._identity, partition)
             log.acquire()
-        writer = ParquetShardWriter(log, self._clock, self._options, self._row_schema, self._writers.discard)
+        writer = ParquetShardWriter(
+            log, self._clock, self._options, self._row_schema, self._writers.discard, lambda: len(self._writers)
+        )
         self._writers.add(writer)
         return writer
 

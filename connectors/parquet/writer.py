@@ -16,6 +16,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connectors.parquet.encodings import writer
 from connectors.parquet.failures import FailureFiles, dump_failures
 from connectors.parquet.files import StagedFile
 from connectors.parquet.filesystem import reaching
@@ -38,6 +39,7 @@ class WriterOptions:
     file_bytes_max: int
     file_age_max_seconds: float
     row_group_bytes_max: int
+    waiting_bytes_max: int
     hive_partitions_open_max: int
     keys: tuple[Key, ...]
     compression: str
@@ -58,8 +60,10 @@ class _OpenFile:
         self.staged = staged
         self.rows = 0
         self.waiting_bytes = 0
+        self._schema = schema
+        self._compression = compression
         self._waiting: list[pa.Table] = []
-        self._writer = pq.ParquetWriter(staged, schema, compression=compression)
+        self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
         self._waiting.append(table)
@@ -71,17 +75,21 @@ class _OpenFile:
             return
         table = pa.concat_tables(self._waiting)
         rows_max = max(1, table.num_rows * row_group_bytes_max // max(1, self.waiting_bytes))
+        if self._writer is None:
+            self._writer = writer(self.staged, self._schema, table, self._compression)
         self._writer.write_table(table, row_group_size=rows_max)
         self._waiting.clear()
         self.waiting_bytes = 0
 
     def finish(self, row_group_bytes_max: int) -> None:
         self.flush(row_group_bytes_max)
+        assert self._writer is not None, "a file is opened for its first rows"
         self._writer.close()
         self.staged.finish()
 
     def abandon(self) -> None:
-        self._writer.is_open = False  # else it writes a footer when it is collected
+        if self._writer is not None:
+            self._writer.is_open = False  # else it writes a footer when it is collected
         self.staged.abandon()
 
 
@@ -114,12 +122,14 @@ class ParquetShardWriter:
         options: WriterOptions,
         row_schema: Callable[[pa.Schema], RowSchema],
         released: Callable[[ParquetShardWriter], None],
+        owned: Callable[[], int],
     ) -> None:
         self._log = log
         self._clock = clock
         self._options = options
         self._row_schema = row_schema
         self._on_release = released
+        self._owned = owned
         self._failures = FailureFiles(log.filesystem, log.layout.failures, log.temporary)
         self._pending: _Pending | None = None
         self._broken: Exception | None = None
@@ -242,12 +252,17 @@ class ParquetShardWriter:
                 file = pending.open[path] = _OpenFile(self._log.stage("rows"), schema, options.compression)
             file.add(table)
         pending.waiting_bytes = sum(file.waiting_bytes for file in pending.open.values())
-        while pending.waiting_bytes > options.row_group_bytes_max:
+        bytes_max = min(options.row_group_bytes_max, self._fair_share())
+        while pending.waiting_bytes > bytes_max:
             largest = max(pending.open.values(), key=lambda file: file.waiting_bytes)
             pending.waiting_bytes -= largest.waiting_bytes
             largest.flush(options.row_group_bytes_max)
         staged = [file.staged for file in pending.open.values()] + [file for _, file, _ in pending.finished]
         pending.staged_bytes = sum(file.bytes for file in staged)
+
+    def _fair_share(self) -> int:
+        """What of this shard may wait for its row group, now that so many shards are owned here."""
+        return self._options.waiting_bytes_max // max(1, self._owned())
 
     def _finish_open(self, pending: _Pending) -> None:
         while pending.open:

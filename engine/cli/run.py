@@ -21,6 +21,7 @@ from engine.clock import SystemClock
 from engine.config import Config
 from engine.deadline import Deadline
 from engine.errors import Domain
+from engine.loop_watch import BLOCKED_SECONDS_MAX
 from engine.runtime import Runtime
 
 log = logging.getLogger("headrace.run")
@@ -189,6 +190,11 @@ async def _tell(runtime: Runtime) -> None:
 
 
 def _summary(runtime: Runtime, seconds: float) -> None:
+    loop = runtime.loop_statistics()
+    log.info(
+        "event loop: blocked for %.1f ms at most, %d times for more than %g ms",
+        *(loop.blocked_seconds_max * 1000, loop.blocked_count, BLOCKED_SECONDS_MAX * 1000),
+    )
     for pipeline in runtime.pipelines:
         totals = pipeline.totals()
         rate = totals.records / seconds if seconds else 0.0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from engine.batching import PayloadBytes, value_bytes
+from engine.batching import KEYS_AND_VALUES, Payload
 from engine.errors import HandlerError
 from engine.protocols import Handler
 from functions.kinds import events
@@ -21,7 +21,7 @@ from functions.kinds.loader import load
 from functions.kinds.rows import RowsHandler
 from functions.kinds.sql import SqlHandler
 
-__all__ = ["ENVELOPE_BYTES_MAX", "KINDS", "build_handler", "error_payload", "payload_bytes_of"]
+__all__ = ["ENVELOPE_BYTES_MAX", "KINDS", "build_handler", "error_payload", "payload_of"]
 
 KINDS = ("kinesis", "kafka", "rows", "arrow", "sql")
 
@@ -106,6 +106,8 @@ def _check_event_source(event_source: str, arn: str | None) -> None:
         )
 
 
-def payload_bytes_of(handler: Handler) -> PayloadBytes:
+def payload_of(handler: Handler) -> Payload:
     """What measures the payload of a batch for this handler: its event's bytes, or those of key and value."""
-    return handler.payload_bytes if isinstance(handler, events.EventHandler) else value_bytes
+    if isinstance(handler, events.EventHandler):
+        return Payload(handler.payload_bytes, handler.payload_bytes_bound)
+    return KEYS_AND_VALUES

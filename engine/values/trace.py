@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,7 @@ _NO_TIMESTAMP = -1  # org.apache.kafka.common.record.RecordBatch.NO_TIMESTAMP
 def trace_arrays(batch: Batch) -> list[pa.Array]:
     """The arrays of `TRACE`, one row for each record of the batch."""
     offsets, stamps = batch.records.column("offset"), batch.records.column("timestamp")
-    stamps = pc.if_else(pc.equal(stamps, _NO_TIMESTAMP), pa.scalar(None, pa.int64()), stamps)
-    partition = pa.repeat(pa.scalar(batch.partition, pa.int32()), len(batch))
-    return [partition, offsets, stamps.cast(TRACE[2].type)]
+    if (stamps.to_numpy() == _NO_TIMESTAMP).any():
+        stamps = pc.if_else(pc.equal(stamps, _NO_TIMESTAMP), pa.scalar(None, pa.int64()), stamps)
+    partition = pa.array(np.full(len(batch), batch.partition, np.int32))
+    return [partition, offsets, stamps.view(TRACE[2].type)]

@@ -63,6 +63,10 @@ class EventHandler:
         """Bytes that each record adds to the event."""
         return self._payload.payload_bytes(batch)
 
+    def payload_bytes_bound(self, batch: Batch) -> int:
+        """No less than all records add to the event; quick to tell."""
+        return self._payload.payload_bytes_bound(batch)
+
     async def invoke(self, invocation: Invocation) -> Result:
         return await self._caller.call(
             lambda: (self._build(invocation.batch), invocation.context),

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.batch import Batch
+from engine.batching import column_bytes
 from functions.kinds import kafka, kinesis
 
 Sizes = NDArray[np.int64]
@@ -30,6 +31,13 @@ def _escaped() -> Sizes:
 #: Bytes of JSON for each byte of text, and for each byte as a signed number.
 _TEXT = _escaped()
 _SIGNED = np.array([len(str(b - 256 if b > 127 else b)) for b in range(256)], dtype=np.int64)
+
+#: The most that a byte of text becomes, as \\u0001, and a byte of a header, as "-128,".
+_ESCAPED_MAX = 6
+
+#: More than a record has in an event beside what depends on it: member names, numbers, quotes; and a header.
+_JSON_BYTES = 640
+_HEADER_BYTES = 16
 
 #: Timestamps beyond this many milliseconds lose digits as float seconds, so their size is not arithmetic.
 _EXACT_MS_MAX = 10**14
@@ -56,6 +64,12 @@ class KinesisPayload:
         sizes += _seconds(timestamps)
         return sizes
 
+    def payload_bytes_bound(self, batch: Batch) -> int:
+        """No less than the sum of `payload_bytes`: every byte as long as it may become."""
+        stream = kinesis.KinesisStream(batch.topic, kinesis.region(), self._role)
+        fixed = _JSON_BYTES + len(orjson.dumps([stream.arn, stream.role_arn, stream.region]))
+        return len(batch) * fixed + _base64_bound(batch, "value") + _ESCAPED_MAX * column_bytes(batch, "key")
+
 
 class KafkaPayload:
     """The sizes of `kafka.event`."""
@@ -81,6 +95,20 @@ class KafkaPayload:
             sizes += np.where(_nulls(column), len("null") - len('""'), _base64(_lengths(column)))
         sizes += _headers(headers)
         return sizes
+
+    def payload_bytes_bound(self, batch: Batch) -> int:
+        """No less than the sum of `payload_bytes`: every byte as long as it may become."""
+        fixed = _JSON_BYTES + len(orjson.dumps(batch.topic))
+        known = len(batch) * fixed + _base64_bound(batch, "key") + _base64_bound(batch, "value")
+        headers = batch.records.column("headers")
+        if headers.null_count == len(headers):
+            return known
+        return known + _HEADER_BYTES * len(headers.flatten()) + _ESCAPED_MAX * int(headers.nbytes)
+
+
+def _base64_bound(batch: Batch, name: str) -> int:
+    """No less than all keys or values take in base64, each padded to a multiple of four."""
+    return column_bytes(batch, name) * 4 // 3 + 4 * len(batch)
 
 
 def _nulls(column: pa.Array) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from connectors.memory import MemoryCluster, MemoryDestination, MemoryLog, MemorySink, MemorySource, MemoryStore
 from engine.batch import Batch, from_rows
-from engine.batching import Batcher, value_bytes
+from engine.batching import KEYS_AND_VALUES, Batcher
 from engine.budget import ByteBudget
 from engine.config import SourceConfig
 from engine.context import Context
@@ -157,7 +157,7 @@ class EngineWorld:
             output=output,
             policy=rules or policy(reports=destination is not None),
             context=context,
-            payload_bytes=value_bytes,
+            payload=KEYS_AND_VALUES,
             clock=self.clock,
             executor=ThreadPoolExecutor(1),
         )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batch import Batch, from_rows
+from engine.batch import Batch, from_rows, join
 from engine.batching import Batcher, value_bytes
 
 
@@ -23,16 +23,15 @@ def test_closes_at_the_record_count() -> None:
     gather = batcher(records_max=3)
     gather.add(batch_of(0, [1, 1, 1, 1]), now=5.0)
     taken = gather.take(5.0)
-    assert taken is not None
-    assert (taken.start, taken.end, len(taken)) == (0, 3, 3)
-    assert gather.take(5.0) is None
+    assert [(part.start, part.end, len(part)) for part in taken] == [(0, 3, 3)]
+    assert gather.take(5.0) == []
 
 
 def test_closes_at_the_payload() -> None:
     """A batch never passes the payload bound unless its first record alone does."""
     gather = batcher(payload=10)
     gather.add(batch_of(0, [6, 4, 1, 25, 3]), now=0.0)
-    ranges = [(b.start, b.end) for b in iter(lambda: gather.take(0.0, flush=True), None)]
+    ranges = [(b.start, b.end) for [b] in iter(lambda: gather.take(0.0, flush=True), [])]
     assert ranges == [(0, 2), (2, 3), (3, 4), (4, 5)]
 
 
@@ -42,10 +41,9 @@ def test_closes_at_the_window() -> None:
     gather.add(batch_of(0, [1]), now=10.0)
     gather.add(batch_of(1, [1]), now=11.5)
     assert gather.due_at() == 12.0
-    assert gather.take(11.9) is None
+    assert gather.take(11.9) == []
     taken = gather.take(12.0)
-    assert taken is not None
-    assert (taken.start, taken.end) == (0, 2)
+    assert [(part.start, part.end) for part in taken] == [(0, 1), (1, 2)]
     assert gather.due_at() is None
 
 
@@ -53,8 +51,7 @@ def test_a_range_without_records_still_moves() -> None:
     """Control records and compacted offsets come out as an empty range, so that the position moves."""
     gather = batcher(window=0.0)
     gather.add(batch_of(7, [], end=9), now=0.0)
-    taken = gather.take(0.0)
-    assert taken is not None
+    [taken] = gather.take(0.0)
     assert (taken.start, taken.end, len(taken), taken.absent) == (7, 9, 0, 2)
 
 
@@ -87,8 +84,8 @@ def test_nothing_is_lost_reordered_or_oversized(
         expected += range(position, position + len(sizes))
         position = batch.end
         gather.add(batch, now)
-        out += iter(lambda: gather.take(now), None)  # noqa: B023 - used up at once
-    out += iter(lambda: gather.take(now, flush=True), None)
+        out += map(join, iter(lambda: gather.take(now), []))  # noqa: B023 - used up at once
+    out += map(join, iter(lambda: gather.take(now, flush=True), []))
     assert gather.is_empty
     assert gather.nbytes == 0
     assert [o for b in out for o in b.records.column(0).to_pylist()] == expected

@@ -70,3 +70,34 @@ def test_only_the_largest_holder_gives_back() -> None:
     assert not budget.is_largest("large")
     budget.report("small", 40)
     assert [budget.is_largest(holder) for holder in ("large", "small", "none")] == [True, False, False]
+
+
+async def test_what_is_handled_waits_for_room_but_one_is_always_let_in() -> None:
+    """A batch larger than the bound is handled alone; others wait until it is done, and then go on."""
+    budget = ByteBudget(100)
+    assert budget.admits("a", 300)
+    assert not budget.admits("b", 1)
+    waiting = asyncio.create_task(budget.admit("b", 60))
+    await turns(3)
+    assert not waiting.done()
+    budget.done("a")
+    assert await asyncio.wait_for(waiting, 5)
+    assert budget.total == 60
+    assert not budget.admits("c", 41)
+    assert budget.admits("c", 40)
+    for each in ("b", "c", "c"):
+        budget.done(each)
+    assert budget.total == 0
+
+
+async def test_what_shards_keep_counts_against_what_is_handled() -> None:
+    """Rows that wait for their commit leave less room; giving them back lets a waiter in."""
+    budget = ByteBudget(100)
+    assert budget.admits("a", 50)
+    budget.report("a", 50)
+    waiting = asyncio.create_task(budget.admit("b", 20))
+    await turns(3)
+    assert not waiting.done()
+    assert budget.is_exceeded
+    budget.report("a", 0)
+    assert await asyncio.wait_for(waiting, 5)

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from engine.batch import Batch, from_rows
-from engine.batching import value_bytes
-from engine.compose.handlers import ENVELOPE_BYTES_MAX, KINDS, build_handler, payload_bytes_of
+from engine.batching import KEYS_AND_VALUES
+from engine.compose.handlers import ENVELOPE_BYTES_MAX, KINDS, build_handler, payload_of
 from engine.config import EVENT_KINDS
 from engine.context import Context
 from engine.errors import HandlerError
@@ -72,13 +72,13 @@ async def test_payloads_are_measured_for_event_kinds() -> None:
     """Event kinds by their events, the others by key and value; the envelope stays below its bound."""
     for kind in KINDS:
         handler = build(kind)
-        measure = payload_bytes_of(handler)
+        measure = payload_of(handler)
         if isinstance(handler, EventHandler):
             assert kind in EVENT_KINDS
-            assert int(measure(batch()).sum()) > len(orjson.dumps('{"a": 1}'))
+            assert int(measure.each(batch()).sum()) > len(orjson.dumps('{"a": 1}'))
             assert 0 < handler.envelope_bytes(batch()) < ENVELOPE_BYTES_MAX
         else:
-            assert measure is value_bytes
+            assert measure is KEYS_AND_VALUES
         await handler.close()
 
 

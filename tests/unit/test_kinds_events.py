@@ -313,6 +313,7 @@ def test_sizes_are_those_of_the_events(
     sizes = payload.payload_bytes(made)
     assert len(sizes) == len(made)
     assert str(sizes.dtype) == "int64"
+    assert int(sizes.sum()) <= payload.payload_bytes_bound(made)
     total = payload.envelope_bytes(made)
     for count in range(1, len(made) + 1):
         total += int(sizes[count - 1])
@@ -327,6 +328,7 @@ def test_sizes_of_timestamps_at_their_bounds(timestamp: int) -> None:
         assert int(payload.payload_bytes(made).sum()) + payload.envelope_bytes(made) == len(
             orjson.dumps(build(made))
         )
+        assert int(payload.payload_bytes(made).sum()) <= payload.payload_bytes_bound(made)
 
 
 def test_sizes_of_a_null_list_of_headers() -> None:

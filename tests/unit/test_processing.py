@@ -12,7 +12,7 @@ import pytest
 
 from connectors.memory import MemorySink, MemoryStore
 from engine.batch import Batch, Stream
-from engine.batching import value_bytes
+from engine.batching import KEYS_AND_VALUES
 from engine.clock import SystemClock
 from engine.config import SchemaConfig
 from engine.decoding import Decoders
@@ -41,7 +41,7 @@ async def processor(handler: FunctionHandler, rules: object = REPORTS, **schema:
         output=Output(sink),
         policy=rules,  # type: ignore[arg-type]
         context=context,
-        payload_bytes=value_bytes,
+        payload=KEYS_AND_VALUES,
         clock=SystemClock(),
         executor=executor,
     )

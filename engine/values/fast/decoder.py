@@ -151,9 +151,12 @@ class Kernel:
         rows: int,
     ) -> dict[int, pa.Array]:
         """The columns of text, by their numbers, of the rows that ``source`` has (see `gather`; None: of all)."""
-        arrays, jobs, alive = {}, [], []
+        arrays, alive = {}, []
+        jobs: list[Job] = []
         slots, valids, none = _address(parsed.values), _address(parsed.valid), np.zeros(1, np.int32)
         every = parsed.values.shape[1]
+        bounds_of_all = _room(len(numbers) * (rows + 1), np.int32).reshape(len(numbers), rows + 1)
+        bounds_at = _address(bounds_of_all)
         for number in numbers:
             rest = number == len(self._fields)
             base, limit = parsed.base, parsed.limit
@@ -170,11 +173,12 @@ class Kernel:
                 arrays[number] = pa.nulls(rows, pa.string())
                 continue
             assert size < 2**31 - SHORT_BYTES_MAX, f"{size:,} bytes of text in one column"
-            offsets, written = _room(rows + 1, np.int32), _room(size + SHORT_BYTES_MAX, np.uint8)
+            offsets, written = bounds_of_all[len(jobs)], _room(size + SHORT_BYTES_MAX, np.uint8)
             alive.append((number, offsets, written, ends))
             to, json = _address(written), rest or self._kinds[number] == JSON
             place = (slots + 8 * every * number, valids + every * number)
-            jobs.append(Job(*place, json, base, limit, texts, _address(ends), _address(offsets), to, to))
+            offsets_at = bounds_at + 4 * (rows + 1) * len(jobs)
+            jobs.append(Job(*place, json, base, limit, texts, _address(ends), offsets_at, to, to))
         table = np.array(jobs, np.int64)
         entry.gather(_address(table), len(jobs), rows, 0 if source is None else _address(source))
         for number, offsets, written, _ in alive:
