@@ -21,6 +21,9 @@ from engine.errors import ConfigError
 #: A fault quotes at most this much of the value it is about.
 EXCERPT_CHARACTERS_MAX = 80
 
+#: Keys whose values no fault shows.
+SECRETS = (("kafka", "sasl_password"), ("registry", "password"))
+
 #: Where pydantic puts the tag of the sink's union, behind pipelines.NAME.sink; it is no part of the key.
 SINK_TYPE_AT = 3
 
@@ -57,8 +60,8 @@ def parse(
 
 
 def _fault(detail: ErrorDetails) -> str:
-    if "sasl_password" in detail["loc"]:
-        return "kafka.sasl_password: must be text"  # never the value
+    if detail["loc"] in SECRETS:
+        return f"{'.'.join(map(str, detail['loc']))}: must be text"  # never the value
     location = list(detail["loc"])
     sink_type: int | str | None = None
     if location[:1] == ["pipelines"] and location[2:3] == ["sink"] and len(location) > SINK_TYPE_AT:
@@ -151,7 +154,10 @@ def _resolved(config: Config, directory: Path) -> Config:
     files = ("ssl_ca_file", "ssl_cert_file", "ssl_key_file")
     moved_files = {name: directory / path for name in files if (path := getattr(config.kafka, name)) is not None}
     kafka = config.kafka.model_copy(update=moved_files)
-    return config.model_copy(update={"kafka": kafka, "pipelines": pipelines})
+    registry = config.registry
+    if registry.ca_file is not None:
+        registry = registry.model_copy(update={"ca_file": directory / registry.ca_file})
+    return config.model_copy(update={"kafka": kafka, "registry": registry, "pipelines": pipelines})
 
 
 def resolved(config: Config) -> dict[str, object]:

@@ -15,6 +15,7 @@ from engine import config
 
 TABLES: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("kafka", config.KafkaConfig, "The cluster."),
+    ("registry", config.RegistryConfig, "A Confluent-compatible schema registry, for Avro and Protobuf values."),
     ("engine", config.EngineConfig, "Bounds of the whole process."),
     ("pipelines.NAME", config.PipelineConfig, "One pipeline: a topic, a function, a sink."),
     ("pipelines.NAME.source", config.SourceConfig, "What an event source mapping can be told."),
@@ -23,6 +24,7 @@ TABLES: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("pipelines.NAME.function", config.FunctionConfig, "The handler; without one the records are the rows."),
     ("pipelines.NAME.sink", config.ParquetSinkConfig, 'With `type = "parquet"`.'),
     ("pipelines.NAME.sink", config.DuckDBSinkConfig, 'With `type = "duckdb"`.'),
+    ("pipelines.NAME.sink", config.KafkaSinkConfig, 'With `type = "kafka"`.'),
     ("pipelines.NAME.sink", config.NoSinkConfig, 'With `type = "none"`, or no sink: at least once.'),
 )
 
