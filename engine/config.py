@@ -24,6 +24,9 @@ PAYLOAD_BYTES_MAX = 6 * 1024 * 1024
 Kind = Literal["kinesis", "kafka", "rows", "arrow", "sql"]
 EVENT_KINDS: frozenset[str] = frozenset({"kinesis", "kafka"})
 
+#: Formats of `SchemaConfig` whose schemas a registry has.
+REGISTERED_FORMATS: frozenset[str] = frozenset({"avro", "protobuf"})
+
 
 #: TOML has text where these are meant, and lists where tuples are.
 FilePath = Annotated[Path, Field(strict=False)]
@@ -69,13 +72,32 @@ class KafkaConfig(Model):
         return self
 
 
+class RegistryConfig(Model):
+    """A Confluent-compatible schema registry, for Avro and Protobuf values."""
+
+    url: str | None = Field(None, description="http(s)://HOST[:PORT][/PATH]; needed for avro and protobuf")
+    username: str | None = Field(None, min_length=1, description="of HTTP basic authentication; or an API key")
+    password: SecretStr | None = Field(
+        None, description="better in the variable HEADRACE_REGISTRY_PASSWORD; never shown"
+    )
+    ca_file: FilePath | None = Field(None, description="PEM; the system's authorities when left out")
+    timeout_seconds: float = Field(10.0, gt=0, le=300, description="for one request, answered whole")
+    allow_plaintext_credentials: bool = Field(
+        False, description="send them over http to another machine all the same"
+    )
+
+
 class EngineConfig(Model):
     """Bounds of the whole process."""
 
     drain_seconds_max: float = Field(
         30.0, gt=0, le=600, description="for finishing and committing when shards are revoked, or at SIGTERM"
     )
-    memory_bytes_max: int = Field(536_870_912, ge=33_554_432, description="records in flight and DuckDB together")
+    memory_bytes_max: int | None = Field(
+        None,
+        ge=33_554_432,
+        description="records in flight and DuckDB; 128 MiB, and as much again for each DuckDB file or query",
+    )
     shard_bytes_max: int = Field(33_554_432, ge=1_048_576, description="records in flight of one shard")
     handler_threads_max: int = Field(8, ge=1, le=256, description="for decoding, and for each pipeline's handler")
 
@@ -152,8 +174,13 @@ class SourceConfig(Model):
 class SchemaConfig(Model):
     """How record values are read, for the kinds that are called with columns."""
 
-    format: Literal["json", "text", "raw"] = Field(
-        "json", description="JSON objects, lines of text (column line), or bytes (key, value, headers)"
+    format: Literal["json", "avro", "protobuf", "text", "raw"] = Field(
+        "json",
+        description="JSON objects; Avro or Protobuf behind a registry's prefix; lines of text (column line); "
+        "bytes (key, value, headers)",
+    )
+    prefix: bool = Field(
+        False, description="json: each value stands behind a registry's 5 bytes (its JSON Schema serializer's)"
     )
     columns: dict[str, str] | None = Field(None, description="name = SQL type; inferred when left out")
     rest: bool = Field(True, description="keep unknown members in the JSON column _rest")
@@ -164,9 +191,11 @@ class SchemaConfig(Model):
     )
 
     @model_validator(mode="after")
-    def _columns_are_of_json(self) -> Self:
-        if self.columns is not None and self.format != "json":
-            raise ValueError(f'columns go with format = "json", not with "{self.format}"')
+    def _settings_go_with_the_format(self) -> Self:
+        if self.columns is not None and self.format in ("text", "raw"):
+            raise ValueError(f'columns go with format = "json", "avro" and "protobuf", not with "{self.format}"')
+        if self.prefix and self.format != "json":
+            raise ValueError(f'prefix goes with format = "json", not with "{self.format}"')
         if self.columns is not None and not self.columns:
             raise ValueError("columns is empty; leave it out to have the columns inferred")
         return self
@@ -208,8 +237,15 @@ class DuckDBSinkConfig(Model):
     type: Literal["duckdb"]
     path: FilePath = Field(description="a file, relative to the configuration file; made when missing")
     table: str = Field(min_length=1, max_length=200, description="NAME or SCHEMA.NAME; made when missing")
-    mode: Literal["append", "upsert"] = Field("append", description="add rows, or merge changes by key")
-    key: Names = Field((), description="upsert: the columns that name a row")
+    mode: Literal["append", "upsert", "aggregate"] = Field(
+        "append", description="add rows, merge changes by key, or merge partial aggregates by key"
+    )
+    key: Names = Field((), description="upsert, aggregate: the columns that name a row")
+    aggregates: dict[str, str] | None = Field(
+        None,
+        description='aggregate: `{ COLUMN = "sum" }` for every column that is not of the key; valid are sum, count,'
+        " min, max, bool_and, bool_or",
+    )
     order_by: str = Field("_offset", description="upsert: the last change of a key by this column stays")
     delete_column: str = Field("_deleted", description="upsert: a row where this is true deletes its key")
     commit_interval_max_seconds: float = Field(
@@ -221,9 +257,37 @@ class DuckDBSinkConfig(Model):
     )
 
     @model_validator(mode="after")
-    def _upsert_has_a_key(self) -> Self:
-        if (self.mode == "upsert") != bool(self.key):
+    def _mode_has_what_it_needs(self) -> Self:
+        if self.mode == "aggregate" and not self.key:
+            raise ValueError('mode = "aggregate" and key = ["COLUMN", ...] go together')
+        if self.mode != "aggregate" and (self.mode == "upsert") != bool(self.key):
             raise ValueError('mode = "upsert" and key = ["COLUMN", ...] go together')
+        if (self.mode == "aggregate") != bool(self.aggregates):
+            raise ValueError('mode = "aggregate" and aggregates = { COLUMN = "sum", ... } go together')
+        return self
+
+
+class KafkaSinkConfig(Model):
+    type: Literal["kafka"]
+    topic: str = Field(
+        min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$", description="made when missing; not the source"
+    )
+    key: str | None = Field(None, description="the column that is the message's key; without one rows are spread")
+    value: str | None = Field(None, description="the column that is the message; else the row as a JSON object")
+    omit: Names = Field((), description="columns that the JSON object leaves out")
+    partitions: int | None = Field(
+        None, ge=1, le=10_000, description="of a topic that has to be made; as many as the source when left out"
+    )
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("lz4", description="of the messages")
+    commit_interval_max_seconds: float = Field(
+        0.2, gt=0, le=3_600, description="freshness: how long rows wait at most before they are committed"
+    )
+    commit_bytes_max: int = Field(16_777_216, ge=1, description="rows of a shard that wait in memory")
+
+    @model_validator(mode="after")
+    def _omits_from_json(self) -> Self:
+        if self.omit and self.value is not None:
+            raise ValueError("omit goes with rows as JSON objects, not with value")
         return self
 
 
@@ -233,8 +297,10 @@ class NoSinkConfig(Model):
     type: Literal["none"]
 
 
-SINK_TYPES = ("parquet", "duckdb", "none")
-SinkConfig = Annotated[ParquetSinkConfig | DuckDBSinkConfig | NoSinkConfig, Field(discriminator="type")]
+SINK_TYPES = ("parquet", "duckdb", "kafka", "none")
+SinkConfig = Annotated[
+    ParquetSinkConfig | DuckDBSinkConfig | KafkaSinkConfig | NoSinkConfig, Field(discriminator="type")
+]
 
 
 class PipelineConfig(Model):
@@ -253,9 +319,16 @@ class PipelineConfig(Model):
             raise ValueError("a pipeline needs a function, a sink, or both")
         return self
 
+    @model_validator(mode="after")
+    def _does_not_read_what_it_writes(self) -> Self:
+        if isinstance(self.sink, KafkaSinkConfig) and self.sink.topic == self.source.topic:
+            raise ValueError(f"sink.topic = {self.sink.topic!r} is the source itself: its rows would be read again")
+        return self
+
 
 class Config(Model):
     kafka: KafkaConfig = KafkaConfig()
+    registry: RegistryConfig = RegistryConfig()
     engine: EngineConfig = EngineConfig()
     pipelines: dict[str, PipelineConfig] = Field(min_length=1)
 
@@ -268,6 +341,13 @@ class Config(Model):
                     f"pipeline name {name!r}: letters, digits, dot, dash and underscore, at most 100 of them"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _schemas_come_from_somewhere(self) -> Self:
+        for name, pipeline in self.pipelines.items():
+            if pipeline.schema_.format in REGISTERED_FORMATS and self.registry.url is None:
+                raise ValueError(f'pipelines.{name}.schema.format = "{pipeline.schema_.format}" needs registry.url')
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_shared_that_must_not_be(self) -> Self:

@@ -88,7 +88,7 @@ class Decoders:
         return None
 
     async def decoder(self, batch: Batch) -> Decoder:
-        """Raises `engine.values.wire.RegistryUnavailable` when a schema that the batch needs cannot be had."""
+        """Raises `engine.errors.RegistryUnavailable` when a schema that the batch needs cannot be had."""
         if self._readers is not None:
             loop = asyncio.get_running_loop()
             if not await loop.run_in_executor(self._executor, self._readers.is_ready, batch):

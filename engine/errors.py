@@ -13,6 +13,7 @@
     │   ├── BrokerUnavailable
     │   ├── CorruptRecords   bytes of the log, or from the network, that are no record batch
     │   ├── SinkUnavailable  not writable, full, or locked by another process
+    │   ├── RegistryUnavailable
     │   └── DestinationUnavailable
     ├── InternalError        exit 4: a bug in headrace, or a broken invariant
     └── ShardLost            no exit: another owner has taken the shard; its work goes on there
@@ -125,6 +126,12 @@ class CorruptRecords(ExternalError):
 
 class SinkUnavailable(ExternalError):
     pass
+
+
+class RegistryUnavailable(ExternalError):
+    """The schema registry is away, or answers nothing of use. It says nothing about any record."""
+
+    retry = True
 
 
 class DestinationUnavailable(ExternalError):

@@ -66,27 +66,26 @@ class Output:
         """``rows`` as a table of the pipeline's schema, or None for no rows. Raises HandlerError."""
         if rows is None or len(rows) == 0:
             return None
-        if len(rows) <= ROWS_INLINE_MAX:
-            table = self._traced(rows, batch)
-        else:
+        # Without a function nothing has to be converted, so there is nothing to do beside the loop.
+        if len(rows) > ROWS_INLINE_MAX and self._is_handled:
             table = await asyncio.to_thread(self._traced, rows, batch)
-        if self._schema is None:
             await self._adopt(table)
-        assert self._schema is not None
-        if not self._is_handled:
-            self._require(table.schema, of_rows=True)
-        if table.schema.equals(self._schema):
-            return table
-        fill = not isinstance(rows, pa.Table)
-        if len(rows) <= ROWS_INLINE_MAX:
-            return conform(table, self._schema, fill=fill)
-        return await asyncio.to_thread(conform, table, self._schema, fill=fill)
+            return await asyncio.to_thread(self._conformed, rows, table)
+        table = self._traced(rows, batch)
+        await self._adopt(table)
+        return self._conformed(rows, table)
 
     def _traced(self, rows: pa.Table | Sequence[Mapping[str, object]], batch: Batch) -> pa.Table:
         table = rows if isinstance(rows, pa.Table) else self._from_dicts(rows)
         _check_names(table.column_names)
         # Without a function the decoder's own columns come here untouched, its trace among them.
         return with_trace(table, batch) if self._trace and self._is_handled else table
+
+    def _conformed(self, rows: pa.Table | Sequence[Mapping[str, object]], table: pa.Table) -> pa.Table:
+        assert self._schema is not None
+        if not self._is_handled:
+            self._require(table.schema, of_rows=True)
+        return conform(table, self._schema, fill=not isinstance(rows, pa.Table))
 
     def _require(self, given: pa.Schema, *, of_rows: bool) -> None:
         """Raise SinkMismatch unless the rows' schema has the columns of ``given``, and no others but the trace."""
@@ -107,6 +106,8 @@ class Output:
             )
 
     async def _adopt(self, table: pa.Table) -> None:
+        if self._schema is not None:
+            return
         async with self._adopting:
             if self._schema is None:
                 schema = _fixed(table.schema)

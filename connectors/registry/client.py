@@ -26,12 +26,11 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import orjson
 
-from engine.errors import ConfigError, UserError
+from engine.errors import ConfigError, RegistryUnavailable, UserError
 from engine.values.wire import (
     REFERENCES_MAX,
     Reference,
     Registered,
-    RegistryUnavailable,
     UnusableSchema,
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 
 import click
@@ -64,7 +63,3 @@ def call(arguments: list[str]) -> int:
         typer.echo("error: this is a bug in headrace; the lines above say where", err=True)
         return Domain.INTERNAL
     return result if isinstance(result, int) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(call(sys.argv[1:]))

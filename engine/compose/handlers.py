@@ -19,7 +19,6 @@ from functions.kinds.calling import error_payload
 from functions.kinds.kafka import EVENT_SOURCES, KafkaSource
 from functions.kinds.loader import load
 from functions.kinds.rows import RowsHandler
-from functions.kinds.sql import SqlHandler
 
 __all__ = ["ENVELOPE_BYTES_MAX", "KINDS", "build_handler", "error_payload", "payload_of"]
 
@@ -59,6 +58,9 @@ def build_handler(
     if kind == "sql":
         if query is None or handler is not None:
             raise HandlerError("kind sql takes a query over `batch`, and no handler")
+        # DuckDB takes 30 MB of memory that the other kinds do not need.
+        from functions.kinds.sql import SqlHandler
+
         return SqlHandler(
             query,
             timeout_seconds=timeout_seconds,

@@ -9,30 +9,34 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from connectors.duckdb import Database, DuckDBSink
 from connectors.file_destination import FileDestination
 from connectors.kafka.destination import KafkaDestination
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.source import KafkaSource
 from connectors.parquet import ParquetSink
+from connectors.registry import Registry
 from engine.batching import Batcher
 from engine.budget import ByteBudget
 from engine.checkpoint import CheckpointSink
 from engine.clock import SystemClock
-from engine.compose.handlers import ENVELOPE_BYTES_MAX, build_handler, payload_bytes_of
+from engine.compose.handlers import ENVELOPE_BYTES_MAX, build_handler, payload_of
 from engine.compose.kafka import kafka_settings
 from engine.config import (
     EVENT_KINDS,
     PAYLOAD_BYTES_MAX,
+    REGISTERED_FORMATS,
     Config,
     DuckDBSinkConfig,
     FunctionConfig,
+    KafkaSinkConfig,
     NoSinkConfig,
     ParquetSinkConfig,
     PipelineConfig,
+    RegistryConfig,
     batch_size,
     group_id,
 )
@@ -47,13 +51,20 @@ from engine.protocols import Clock, Destination, Handler, Sink, Source
 from engine.runtime import Runtime
 from engine.values import column_field
 
-PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
+if TYPE_CHECKING:
+    from connectors.duckdb import Database
 
-#: The part of memory_bytes_max for what is fetched and not yet taken by a shard.
+PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
+REGISTRY_PASSWORD_VARIABLE = "HEADRACE_REGISTRY_PASSWORD"  # noqa: S105 - the name of a variable
+
+#: The part of the memory for records for what is fetched and not yet taken by a shard.
 FETCH_SHARE = 0.125
 
-#: The part of memory_bytes_max that DuckDB's instances share where there are any; the rest is for records.
-DUCKDB_SHARE = 0.5
+#: The part of the memory for records for rows that wait for their Parquet row group, of all shards of a pipeline.
+ROW_GROUPS_SHARE = 0.25
+
+#: memory_bytes_max when it is left out: for records, and as much again for each instance of DuckDB.
+MEMORY_BYTES = 128 * 1024 * 1024
 
 #: A Kafka mapping with endless retries and a destination is capped at ten retries on AWS.
 KAFKA_RETRIES_MAX = 10
@@ -71,9 +82,17 @@ class _Shared:
     executor: Executor
     budget: ByteBudget
     phase: Phase | None
+    record_bytes_max: int
     duckdb_bytes_max: int
     fetch_bytes_max: int
     databases: dict[Path, Database] = field(default_factory=dict)
+    known_registry: Registry | None = None
+
+    def registry(self) -> Registry:
+        """The schema registry, which all pipelines ask."""
+        if self.known_registry is None:
+            self.known_registry = schema_registry(self.config.registry)
+        return self.known_registry
 
     def payload_bytes_max(self, kind: str) -> int:
         """How much of records one invocation may hold."""
@@ -84,6 +103,9 @@ class _Shared:
     def database(self, sink: DuckDBSinkConfig) -> Database:
         path = sink.path.resolve()
         if path not in self.databases:
+            # Imported by those who use it: DuckDB takes 30 MB of memory.
+            from connectors.duckdb import Database
+
             self.databases[path] = Database(
                 path,
                 lock_wait_seconds_max=sink.lock_wait_seconds_max,
@@ -127,18 +149,21 @@ def build_ends(config: Config, name: str, *, bootstrap: str | None = None) -> tu
 
 
 def _share(config: Config, bootstrap: str | None, phase: Phase | None) -> _Shared:
-    memory = config.engine.memory_bytes_max
     duckdbs = _duckdbs(config)
-    duckdb_bytes = int(memory * DUCKDB_SHARE) if duckdbs else 0
-    fetch_bytes = int(memory * FETCH_SHARE)
+    memory = config.engine.memory_bytes_max or MEMORY_BYTES * (1 + duckdbs)
+    record_bytes = memory // (1 + duckdbs)  # the rest is DuckDB's, in equal parts
+    fetch_bytes = int(record_bytes * FETCH_SHARE)
     return _Shared(
         config=config,
         settings=kafka_settings(config.kafka, bootstrap),
         clock=SystemClock(),
-        executor=ThreadPoolExecutor(config.engine.handler_threads_max, thread_name_prefix="headrace-decode"),
-        budget=ByteBudget(memory - duckdb_bytes - fetch_bytes),
+        executor=ThreadPoolExecutor(
+            min(config.engine.handler_threads_max, os.cpu_count() or 1), thread_name_prefix="headrace-decode"
+        ),
+        budget=ByteBudget(record_bytes - fetch_bytes),
         phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
-        duckdb_bytes_max=duckdb_bytes // max(1, duckdbs),
+        record_bytes_max=record_bytes,
+        duckdb_bytes_max=record_bytes,
         fetch_bytes_max=fetch_bytes // max(1, sum(pipeline.enabled for pipeline in config.pipelines.values())),
     )
 
@@ -159,7 +184,8 @@ def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
     payload_bytes_max = shared.payload_bytes_max(kind)
     decoders = None
     if kind not in EVENT_KINDS:
-        decoders = Decoders(config.schema_, sink, shared.executor)
+        registry = shared.registry() if config.schema_.format in REGISTERED_FORMATS else None
+        decoders = Decoders(config.schema_, sink, shared.executor, registry)
     handler = _handler(name, config, shared, decoders)
     output = _output(config, sink, decoders)
     return PipelineParts(
@@ -177,7 +203,7 @@ def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
             output=output,
             policy=_policy(kind, config, payload_bytes_max),
             context=_context(name, config.function),
-            payload_bytes=payload_bytes_of(handler),
+            payload=payload_of(handler),
             clock=shared.clock,
             executor=shared.executor,
             phase=shared.phase,
@@ -231,12 +257,15 @@ def _sink(
                 file_bytes_max=sink.file_bytes_max,
                 file_age_max_seconds=sink.file_age_max_seconds,
                 row_group_bytes_max=sink.row_group_bytes_max,
+                waiting_bytes_max=int(shared.record_bytes_max * ROW_GROUPS_SHARE),
                 partition_by=sink.partition_by,
                 hive_partitions_open_max=sink.hive_partitions_open_max,
                 on_recreated_topic=restart,
                 phase=shared.phase,
             )
         case DuckDBSinkConfig() as sink:
+            from connectors.duckdb import DuckDBSink
+
             return DuckDBSink(
                 shared.database(sink),
                 pipeline=name,
@@ -244,8 +273,27 @@ def _sink(
                 clock=shared.clock,
                 mode=sink.mode,
                 key=sink.key,
+                aggregates=sink.aggregates,
                 order_by=sink.order_by,
                 delete_column=sink.delete_column,
+                commit_interval_max_seconds=sink.commit_interval_max_seconds,
+                commit_bytes_max=sink.commit_bytes_max,
+                on_recreated_topic=restart,
+                phase=shared.phase,
+            )
+        case KafkaSinkConfig() as sink:
+            # Imports the compiler of its kernel.
+            from connectors.kafka.sink import KafkaSink, MessageFormat
+
+            return KafkaSink(
+                shared.settings,
+                pipeline=name,
+                topic=sink.topic,
+                clock=shared.clock,
+                message_format=MessageFormat(key=sink.key, value=sink.value, omit=sink.omit),
+                group=group_id(name, config),
+                partitions=sink.partitions,
+                compression=sink.compression,
                 commit_interval_max_seconds=sink.commit_interval_max_seconds,
                 commit_bytes_max=sink.commit_bytes_max,
                 on_recreated_topic=restart,
@@ -325,10 +373,26 @@ def _batcher(config: PipelineConfig, handler: Handler, payload_bytes_max: int) -
             records_max=batch_size(config),
             window_seconds=config.source.maximum_batching_window_in_seconds,
             payload_bytes_max=payload_bytes_max,
-            payload_bytes=payload_bytes_of(handler),
+            payload=payload_of(handler),
         )
 
     return make
+
+
+def schema_registry(config: RegistryConfig) -> Registry:
+    """The registry that the [registry] table and the environment describe. Raises ConfigError."""
+    password = config.password.get_secret_value() if config.password is not None else None
+    if password is None and config.username is not None:
+        password = os.environ.get(REGISTRY_PASSWORD_VARIABLE)
+    assert config.url is not None, "the configuration asks for registry.url"
+    return Registry(
+        config.url,
+        username=config.username,
+        password=password,
+        ca_file=config.ca_file,
+        timeout_seconds=config.timeout_seconds,
+        allow_plaintext_credentials=config.allow_plaintext_credentials,
+    )
 
 
 def phase_log(path: str | None) -> Phase | None:

@@ -21,12 +21,22 @@ from connectors.duckdb.positions import read_positions as read_duckdb_positions
 from connectors.duckdb.schema import TableName
 from connectors.kafka.cluster import Cluster
 from connectors.kafka.groups import group_offsets, move_group_offsets
+from connectors.kafka.sink import read_positions as read_kafka_positions
+from connectors.kafka.sink import state_topic_of
 from connectors.parquet.positions import read_positions as read_parquet_positions
 from engine.batch import Stream
 from engine.clock import SystemClock
 from engine.compose.kafka import kafka_settings
 from engine.compose.pipelines import build_ends
-from engine.config import Config, DuckDBSinkConfig, NoSinkConfig, ParquetSinkConfig, PipelineConfig, group_id
+from engine.config import (
+    Config,
+    DuckDBSinkConfig,
+    KafkaSinkConfig,
+    NoSinkConfig,
+    ParquetSinkConfig,
+    PipelineConfig,
+    group_id,
+)
 from engine.errors import RecreatedTopic, ShardLost, SinkUnavailable, UserError
 from engine.protocols import Counts, Outcome, Sink, Source
 
@@ -134,6 +144,15 @@ class _Ends:
                 table, order = str(TableName.parse(sink.table)), sink.order_by if sink.key else ""
                 binding = Binding(self.name, table, sink.mode, sink.key, order)
                 return await asyncio.to_thread(read_duckdb_positions, sink.path, binding, self.stream)
+            case KafkaSinkConfig() as sink:
+                return await read_kafka_positions(
+                    self.cluster,
+                    SystemClock(),
+                    pipeline=self.name,
+                    stream=self.stream,
+                    output=sink.topic,
+                    state_topic=state_topic_of(self.name),
+                )
             case NoSinkConfig():
                 return {}
 

@@ -109,7 +109,7 @@ class RegisteredDecoder:
 
     ``columns`` maps a field's name to a column type, or is a schema that `Readers.infer` gave. Fields without a
     column are kept in ``_rest`` when ``rest`` is on, else ignored. Raises ValueError for columns that cannot be.
-    `decode` raises `engine.values.wire.RegistryUnavailable` for schemas that were not fetched and cannot be.
+    `decode` raises `engine.errors.RegistryUnavailable` for schemas that were not fetched and cannot be.
     """
 
     def __init__(

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from engine.batch import Batch
-from engine.errors import ExternalError
 from engine.protocols import Fault
 from engine.values.decoder import Decoded, Decoder, values_of
 from engine.values.reasons import bounded
@@ -24,12 +23,6 @@ ID_MAX = 2**31 - 1  #: ids are positive 32-bit integers in Java
 REFERENCES_MAX = 1_000  #: schemas that one schema may refer to, directly and through others
 
 NO_ID = -1  #: of a value that has no prefix
-
-
-class RegistryUnavailable(ExternalError):
-    """The registry is away, or answers nothing of use. It says nothing about any record."""
-
-    retry = True
 
 
 class UnusableSchema(Exception):

@@ -17,11 +17,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
+import orjson
+import pyarrow as pa
 import pytest
 
 from connectors.kafka.broker import Broker
 from tests.crash.engine_process import EngineProcess
 from tests.crash.events import Producing, Reader, check_rows, duckdb_rows, make_topic, parquet_rows
+from tests.integration.kafka_output import committed
 
 pytestmark = [pytest.mark.crash, pytest.mark.broker, pytest.mark.timeout(1800)]
 
@@ -61,6 +65,10 @@ file_age_max_seconds = 0.2"""
 DUCKDB = """type = "duckdb"
 path = "rows.duckdb"
 table = "events"
+commit_interval_max_seconds = 0.1"""
+
+KAFKA = """type = "kafka"
+topic = "{topic}-out"
 commit_interval_max_seconds = 0.1"""
 
 
@@ -106,7 +114,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, own_broker: Broker) ->
     topic = f"crash-{time.time_ns()}"
     asyncio.run(make_topic(own_broker.bootstrap, topic))
     config = tmp_path / "headrace.toml"
-    config.write_text(CONFIG.format(bootstrap=own_broker.bootstrap, topic=topic, sink=request.param))
+    sink = request.param.format(topic=topic)
+    config.write_text(CONFIG.format(bootstrap=own_broker.bootstrap, topic=topic, sink=sink))
     producing = Producing(own_broker.bootstrap, topic, EVENTS_MIN, PER_SECOND)
     print(f"seed {SEED}, at least {EVENTS_MIN} events, {KILLS} random kills")
     producing.start()
@@ -163,6 +172,26 @@ def test_duckdb_is_exact_whatever_dies(world: World) -> None:
     world.catch_up()
     print(f"killed after {dict(last)}")
     check_rows(duckdb_rows(world.directory / "rows.duckdb", "events"), world.producing.sent)
+
+
+@pytest.mark.parametrize("world", [pytest.param(KAFKA, id="kafka")], indirect=True)
+def test_kafka_is_exact_whatever_dies(world: World) -> None:
+    """Killed at random moments and in every phase, with two members at once; read with read_committed."""
+    last = kill_at_random(world, KILLS if LONG else 2)
+    kill_in_phases(world, ["handler", "begin", "written", "committed", "recovering"] if LONG else ["written"])
+    if LONG:
+        kill_broker(world)
+        two_members(world)
+    world.catch_up()
+    print(f"killed after {dict(last)}")
+    check_rows(lambda connection: kafka_rows(connection, world), world.producing.sent)
+
+
+def kafka_rows(connection: duckdb.DuckDBPyConnection, world: World) -> str:
+    topic = f"{world.producing._topic}-out"
+    rows = [orjson.loads(message.value) for message in asyncio.run(committed(world.broker.bootstrap, topic))]
+    connection.register("kafka_rows", pa.Table.from_pylist(rows))
+    return "kafka_rows"
 
 
 def kill_broker(world: World) -> None:

@@ -30,7 +30,7 @@ from connectors.parquet import ParquetSink
 from engine.batch import Stream
 from engine.clock import SystemClock
 
-COMMAND = [sys.executable, "-m", "engine.cli.main"]
+COMMAND = [sys.executable, "-m", "engine.cli.start"]
 
 #: The longest that a test waits for anything; a loaded machine is slow, a broken command is slower.
 SECONDS_MAX = 60.0

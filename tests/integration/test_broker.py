@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from connectors.kafka.broker import Broker, BrokerRunning, record, settings
+from connectors.kafka.broker import Broker, BrokerRunning, layout, record, settings
 from engine.errors import BrokerUnavailable
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -73,7 +73,12 @@ async def test_topics_are_made_on_purpose(broker: Broker, topic: TopicFactory) -
     admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
     await admin.start()
     try:
-        (made, mistyped) = await admin.describe_topics([name, "mistyped"])
+        deadline = time.monotonic() + 10
+        while True:  # the controller has made it, and the broker hears of it a moment later
+            (made, mistyped) = await admin.describe_topics([name, "mistyped"])
+            if made["error_code"] == 0 or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.02)
         assert len(made["partitions"]) == 5
         assert mistyped["error_code"] == 3  # UNKNOWN_TOPIC_OR_PARTITION
         assert "mistyped" not in await admin.list_topics()
@@ -217,6 +222,42 @@ def test_a_broker_is_gone_two_seconds_after_its_command_was_killed(tmp_path: Pat
     lines: list[str] = []
     with Broker(tmp_path, port=0, progress=lines.append):
         assert any(f"process {known.pid}, ended without stopping" in line for line in lines)
+
+
+def test_three_nodes_end_with_their_command(tmp_path: Path) -> None:
+    """An address for each; the command outlives a node, and no node the command; --nodes 1 is refused then."""
+    data = ("--data", str(tmp_path))
+    command = subprocess.Popen(
+        [*COMMAND, "start", "--nodes", "3", "--port", "0", *data],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stdout is not None
+    assert command.stderr is not None
+    with command:
+        try:
+            addresses = command.stdout.readline().strip().split(",")
+            assert len(set(addresses)) == 3
+            status = json.loads(_run("status", "--json", *data).stdout)
+            assert (status["running"], status["answers"]) == (True, True)
+            assert [node["bootstrap"] for node in status["nodes"]] == addresses
+            nodes = layout.records(tmp_path)
+            os.kill(nodes[2].pid, signal.SIGKILL)
+            for line in command.stderr:
+                if line.startswith("going on with"):
+                    assert line == "going on with 2 of 3 nodes\n"
+                    break
+            assert "node 2: not running" in _run("status", *data).stdout
+        finally:
+            command.kill()
+        deadline = time.monotonic() + 2
+        while layout.is_alive(tmp_path):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert {record.start_time(node.pid) == node.started for node in nodes.values()} == {False}
+    refused = _run("start", "--nodes", "1", *data)
+    assert (refused.returncode, "was made with 3 nodes" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -40,7 +40,7 @@ app.command()(produce)
 Run = Callable[..., Result]
 
 #: The command, in a process of its own.
-COMMAND = (sys.executable, "-m", "engine.cli.main", "produce")
+COMMAND = (sys.executable, "-m", "engine.cli.start", "produce")
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ from engine.errors import UserError
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-HEADRACE = [sys.executable, "-m", "engine.cli.main"]
+HEADRACE = [sys.executable, "-m", "engine.cli.start"]
 
 USER = "ann"
 PASSWORD = "open sesame \u00e4"

@@ -64,7 +64,7 @@ def test_every_fault_of_every_section_is_reported_at_once() -> None:
         "pipelines.p.source.batch_sise: unknown key; did you mean batch_size?",
         "pipelines.p.source.starting_position = 'LATSET': valid are 'TRIM_HORIZON', 'LATEST' or 'AT_TIMESTAMP'; "
         "did you mean LATEST?",
-        "pipelines.third.sink.type = 'duckdbb': valid are 'parquet', 'duckdb', 'none'; did you mean duckdb?",
+        "pipelines.third.sink.type = 'duckdbb': valid are 'parquet', 'duckdb', 'kafka', 'none'; did you mean duckdb?",
         "pipelines.third.source.topic = 'a b': string should match pattern '^[A-Za-z0-9._-]+$'",
     ]
     lines = str(raised.value).splitlines()
@@ -116,7 +116,7 @@ def test_every_fault_of_every_section_is_reported_at_once() -> None:
         (SOURCE + 'destination_config.on_sucess = "x"' + SINK, "on_sucess: unknown key; valid are on_failure"),
         (
             SOURCE + "[pipelines.p.sink]\npath = 'out'",
-            "pipelines.p.sink.type: is missing; valid are 'parquet', 'duckdb', 'none'",
+            "pipelines.p.sink.type: is missing; valid are 'parquet', 'duckdb', 'kafka', 'none'",
         ),
         (SOURCE + "[pipelines.p]\nsink = 3", "pipelines.p.sink = 3: "),
         (
@@ -129,17 +129,17 @@ def test_every_fault_of_every_section_is_reported_at_once() -> None:
         ),
         (
             SOURCE + DUCKDB + "partition_by = []",
-            "pipelines.p.sink.partition_by: unknown key; valid are commit_bytes_max, ",
+            "pipelines.p.sink.partition_by: unknown key; valid are aggregates, commit_bytes_max, ",
         ),
         (SOURCE + SINK + "pathh = 1", "pipelines.p.sink.pathh: unknown key; did you mean path?"),
         (
             SOURCE + SINK + "[pipelines.p.schema]\nformat = 'yaml'",
-            "pipelines.p.schema.format = 'yaml': valid are 'json', 'text' or 'raw'",
+            "pipelines.p.schema.format = 'yaml': valid are 'json', 'avro', 'protobuf', 'text' or 'raw'",
         ),
         (SOURCE + SINK + "[pipelines.p.schema]\nformat = 'JSON'", "did you mean json?"),
         (
             SOURCE + SINK + "[pipelines.p.schema]\nformat = 'text'\ncolumns = {a = 'INT'}",
-            'pipelines.p.schema: columns go with format = "json", not with "text"',
+            'pipelines.p.schema: columns go with format = "json", "avro" and "protobuf", not with "text"',
         ),
         (
             SOURCE + SINK + "[pipelines.p.schema]\ncolumns = {}",

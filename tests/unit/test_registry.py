@@ -17,8 +17,8 @@ from connectors.registry import Registry, client
 from engine.compose.pipelines import schema_registry
 from engine.config import RegistryConfig
 from engine.config_file import parse, resolved
-from engine.errors import ConfigError, UserError
-from engine.values.wire import Registered, RegistryUnavailable, UnusableSchema
+from engine.errors import ConfigError, RegistryUnavailable, UserError
+from engine.values.wire import Registered, UnusableSchema
 from tests.unit.registry_server import Answer, FakeRegistry, error, registry_server
 
 SECRET = "s3cret-word"

@@ -20,9 +20,10 @@ from engine.batch import Batch, Stream, from_rows
 from engine.clock import SystemClock
 from engine.config import SchemaConfig
 from engine.decoding import Decoders
+from engine.errors import RegistryUnavailable
 from engine.values.avro import AvroFormat
 from engine.values.registered import Readers, RegisteredDecoder
-from engine.values.wire import Reference, Registered, RegistryUnavailable
+from engine.values.wire import Reference, Registered
 from tests.unit import avro_oracle as oracle
 from tests.unit.avro_oracle import encode, zigzag
 
