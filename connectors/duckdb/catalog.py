@@ -6,6 +6,7 @@ Functions here take the writing connection and run inside the caller's transacti
     positions   one row per shard, made by its first owner. ``next_offset`` is NULL until the first commit;
                 ``next_offset - first_offset`` is the sum of the five counts
     sinks       which pipeline, cluster and topic a table belongs to
+    aggregates  how the columns of a table of mode "aggregate" are merged; no rows for other tables
     schemas     Arrow schemas, serialized; the first one under a name stays
     failures    records that failed for good. Delivered ones stay, marked, so that they can be listed
 """
@@ -14,9 +15,9 @@ Functions here take the writing connection and run inside the caller's transacti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
@@ -43,6 +44,9 @@ CREATE TABLE IF NOT EXISTS headrace.sinks (
     table_name VARCHAR PRIMARY KEY, pipeline VARCHAR NOT NULL, cluster_id VARCHAR NOT NULL,
     topic VARCHAR NOT NULL, topic_id VARCHAR NOT NULL, partitions_at_start INTEGER NOT NULL,
     mode VARCHAR NOT NULL, key_columns VARCHAR[] NOT NULL, order_by VARCHAR NOT NULL
+);
+CREATE TABLE IF NOT EXISTS headrace.aggregates (
+    table_name VARCHAR NOT NULL, column_name VARCHAR NOT NULL, aggregate VARCHAR NOT NULL
 );
 CREATE TABLE IF NOT EXISTS headrace.schemas (
     pipeline VARCHAR, name VARCHAR, arrow BLOB NOT NULL, PRIMARY KEY (pipeline, name)
@@ -100,13 +104,17 @@ _IS_SHARD = 'pipeline = ? AND cluster_id = ? AND topic_id = ? AND "partition" = 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What a sink is, as the file remembers it; a table keeps its pipeline, mode, key and order for good."""
+    """What a sink is, as the file remembers it; a table keeps its pipeline, mode and what follows for good.
+
+    ``aggregates`` are by column, in the order of the columns' names.
+    """
 
     pipeline: str
     table: str
     mode: str
     key: tuple[str, ...]
     order_by: str
+    aggregates: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -159,6 +167,10 @@ def bind(
                 *(stream.partitions, binding.mode, list(binding.key), binding.order_by),
             ],
         )
+        for column, aggregate in binding.aggregates.items():
+            connection.execute(
+                "INSERT INTO headrace.aggregates VALUES (?, ?, ?)", [binding.table, column, aggregate]
+            )
         return stream.partitions, False
     for table, pipeline, cluster_id, topic, topic_id, partitions, mode, key, order_by in found:
         if table.lower() != binding.table.lower():  # DuckDB's names differ by more than case
@@ -172,6 +184,7 @@ def bind(
         _require(table, "mode", mode, binding.mode)
         _require(table, "key", ", ".join(key), ", ".join(binding.key))
         _require(table, "order_by", order_by, binding.order_by)
+        _require(table, "aggregates", _aggregates(connection, table), _listed(binding.aggregates.items()))
         if topic_id != stream.topic_id and not restart:
             raise RecreatedTopic(
                 f"topic {topic} was deleted and made anew: table {table} has the topic id {topic_id},"
@@ -193,6 +206,18 @@ def _require(table: str, what: str, found: str, asked: str) -> None:
             f"table {table} belongs to {what} {found!r}, not to {asked!r}",
             hint="Give the sink a table of its own.",
         )
+
+
+def _aggregates(connection: duckdb.DuckDBPyConnection, table: str) -> str:
+    found = connection.execute(
+        "SELECT column_name, aggregate FROM headrace.aggregates WHERE lower(table_name) = lower(?) ORDER BY ALL",
+        [table],
+    ).fetchall()
+    return _listed(found)
+
+
+def _listed(aggregates: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{column} = {aggregate}" for column, aggregate in aggregates)
 
 
 def adopt(connection: duckdb.DuckDBPyConnection, pipeline: str, name: str, schema: pa.Schema) -> pa.Schema:

@@ -49,8 +49,9 @@ class Append:
 class ShardCommit:
     """One shard's part of a transaction: the move of its position from ``expected``, and what goes with it.
 
-    ``start`` is ``expected``, or where the first range starts when there was none. ``done`` gets None, or
-    the error that kept this shard out; it is never failed, so that nobody has to collect an exception.
+    ``start`` is ``expected``, or where the first range starts when there was none. ``rows_given`` counts the rows
+    as they came, of which ``rows`` may be combined. ``done`` gets None, or the error that kept this shard out; it
+    is never failed, so that nobody has to collect an exception.
     """
 
     shard: Shard
@@ -60,6 +61,7 @@ class ShardCommit:
     end: int
     counts: Counts
     rows: Sequence[pa.Table]
+    rows_given: int
     failures: Sequence[FailedRecord]
     target: Target | None
     phase: Callable[[str], None]
@@ -190,7 +192,7 @@ def _move_positions(connection: duckdb.DuckDBPyConnection, commits: Sequence[Sha
             "dropped": commit.counts.dropped,
             "failed": commit.counts.failed,
             "absent": commit.counts.absent,
-            "rows_given": sum(rows.num_rows for rows in commit.rows),
+            "rows_given": commit.rows_given,
             "updated": int(commit.now * 1e6),
         }
         for commit in commits

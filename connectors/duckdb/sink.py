@@ -4,24 +4,27 @@ A commit is one transaction: the shard's position is moved where it still has th
 shard's owner is still this one, then rows and failures are written. Of two owners one changes no row of
 the positions and is told ShardLost.
 
-Rows wait in memory as Arrow tables until the commit; nothing touches the file before. Not here: SQL
-(`catalog`, `commit`, `upsert`), threads and the file (`database`).
+Rows wait in memory as Arrow tables until the commit; nothing touches the file before. Partial aggregates are
+combined while they wait. Not here: SQL (`catalog`, `commit`, `upsert`, `aggregate`), threads and the file
+(`database`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import duckdb
 import pyarrow as pa
 
-from connectors.duckdb import catalog
+from connectors.duckdb import aggregate, catalog
+from connectors.duckdb.aggregate import Aggregate
 from connectors.duckdb.catalog import Binding, Shard
 from connectors.duckdb.commit import Append, ShardCommit
 from connectors.duckdb.database import Database
+from connectors.duckdb.pending import COPIED_BYTES_MAX, TABLE_BYTES, Pending, compact
 from connectors.duckdb.schema import (
     TableName,
     arrow_columns,
@@ -34,16 +37,13 @@ from connectors.duckdb.schema import (
 from connectors.duckdb.upsert import Upsert
 from engine.batch import Stream
 from engine.errors import ConfigError, InternalError, ShardLost
-from engine.protocols import Clock, Counts, FailedRecord, Outcome
+from engine.protocols import Clock, FailedRecord, Outcome
 
 #: A table that is there, and the schema that rows for it have.
-_Ready = tuple[Append | Upsert, pa.Schema]
+_Ready = tuple[Append | Upsert | Aggregate, pa.Schema]
 
 #: The durable schema under this name is the one that the table is made from.
 ROWS = "rows"
-
-#: Memory that a failure takes beside its key and value.
-FAILURE_BYTES = 512
 
 
 def _no_phase(phase: str) -> None:
@@ -57,6 +57,8 @@ class DuckDBSink:
     with the first rows. ``mode`` "append" adds rows. "upsert" merges changes by the columns ``key``: the last
     by ``order_by`` stays, a row whose boolean ``delete_column`` is true deletes (see `connectors.duckdb.upsert`
     for what is later than what). A row without a key is refused on write: `engine.errors.RowsRefused`.
+    "aggregate" takes rows for partial aggregates: the table has one row for each value of the columns ``key``, and
+    every other column is merged by its entry in ``aggregates`` (see `connectors.duckdb.aggregate`).
 
     A shard's commit is due ``commit_interval_max_seconds`` after its first pending write, or at once when
     ``commit_bytes_max`` are pending. ``phase`` hears, in the writing thread, "recovering", "begin", "written" and
@@ -70,8 +72,9 @@ class DuckDBSink:
         pipeline: str,
         table: str,
         clock: Clock,
-        mode: Literal["append", "upsert"] = "append",
+        mode: Literal["append", "upsert", "aggregate"] = "append",
         key: Sequence[str] = (),
+        aggregates: Mapping[str, str] | None = None,
         order_by: str = "_offset",
         delete_column: str = "_deleted",
         commit_interval_max_seconds: float = 1.0,
@@ -79,23 +82,31 @@ class DuckDBSink:
         on_recreated_topic: Literal["stop", "restart"] = "stop",
         phase: Callable[[str], None] | None = None,
     ) -> None:
-        if (mode == "upsert") != bool(key):
-            raise ConfigError(
-                f"DuckDB sink of pipeline {pipeline}",
-                [f"key = {list(key)}: mode {mode!r} takes {'at least one column' if mode == 'upsert' else 'none'}"],
-            )
+        aggregates = {} if aggregates is None else dict(aggregates)
+        faults = _faults(mode, key, aggregates)
+        if faults:
+            raise ConfigError(f"DuckDB sink of pipeline {pipeline}", faults)
         self.database = database
         self.table = TableName.parse(table)
         self.commit_interval_max_seconds = commit_interval_max_seconds
         self.commit_bytes_max = commit_bytes_max
         self.clock = clock
         self.phase = phase if phase is not None else _no_phase
-        self.target: Append | Upsert | None = None
+        self.target: Append | Upsert | Aggregate | None = None
+        self._mode = mode
         self._key = tuple(key)
+        self._aggregates = aggregates
         self._order_by = order_by
         self._delete_column = delete_column
         self._restart = on_recreated_topic == "restart"
-        self._binding = Binding(pipeline, str(self.table), mode, self._key, order_by if key else "")
+        self._binding = Binding(
+            pipeline,
+            str(self.table),
+            mode,
+            self._key,
+            order_by if mode == "upsert" else "",
+            aggregate.canonical(aggregates),
+        )
         self._stream: Stream | None = None
         self._rows_schema: pa.Schema | None = None
         self._partitions_at_start = 0
@@ -164,7 +175,15 @@ class DuckDBSink:
             rows = await asyncio.to_thread(conform, self.table, rows, self._rows_schema)
         if isinstance(self.target, Upsert):
             self.target.require_values(rows)
+        elif isinstance(self.target, Aggregate):
+            rows = self.target.partial(rows)
+            if rows.nbytes <= COPIED_BYTES_MAX:
+                rows = compact(rows)
         return rows
+
+    def pending(self) -> Pending:
+        """Where a shard's outcomes wait for their commit."""
+        return Pending(TABLE_BYTES if self._mode == "aggregate" else 0)
 
     def _shard(self, partition: int) -> Shard:
         if self._stream is None:
@@ -185,8 +204,11 @@ class DuckDBSink:
     def _ready_table(self, connection: duckdb.DuckDBPyConnection, durable: pa.Schema) -> _Ready:
         """Make the table, or see that the one there is has the durable schema."""
         rows_schema = stored = plain(durable)
-        target: Append | Upsert = Append(self.table)
-        if self._key:
+        target: Append | Upsert | Aggregate = Append(self.table)
+        if self._mode == "aggregate":
+            target = Aggregate.over(self.table, self._key, self._aggregates, rows_schema)
+            stored = target.schema
+        elif self._mode == "upsert":
             target = Upsert.over(self.table, self._key, self._order_by, self._delete_column, rows_schema)
             stored = target.stored(rows_schema)
         expected = arrow_columns(connection, self.table, stored)
@@ -209,8 +231,7 @@ class DuckDBShard:
         self._owner = owner
         self._position = position
         self._end = position
-        self._pending: list[Outcome] = []
-        self._pending_bytes = 0
+        self._pending = sink.pending()
         self._pending_since = 0.0
         self._under_way: ShardCommit | None = None
         self._lost: ShardLost | None = None
@@ -221,12 +242,12 @@ class DuckDBShard:
 
     @property
     def pending_bytes(self) -> int:
-        return self._pending_bytes
+        return self._pending.nbytes
 
     def due_at(self) -> float | None:
         if not self._pending:
             return None
-        if self._pending_bytes >= self._sink.commit_bytes_max:
+        if self._pending.nbytes >= self._sink.commit_bytes_max:
             return self._sink.clock.monotonic()
         return self._pending_since + self._sink.commit_interval_max_seconds
 
@@ -238,10 +259,15 @@ class DuckDBShard:
         rows = outcome.rows
         if rows is not None:
             rows = await self._sink.take(rows) if rows.num_rows else None
+        target = self._sink.target
+        if isinstance(target, Aggregate) and self._pending.is_worth_combining:
+            waiting = self._pending.rows
+            self._pending.combined(
+                await self._sink.database.run(lambda connection: target.combine(connection, waiting))
+            )
         if not self._pending:
             self._pending_since = self._sink.clock.monotonic()
-        self._pending.append(Outcome(outcome.start, outcome.end, rows, outcome.counts, outcome.failures))
-        self._pending_bytes += _bytes(self._pending[-1])
+        self._pending.add(outcome, rows)
         self._end = outcome.end
 
     async def commit(self) -> int:
@@ -252,11 +278,12 @@ class DuckDBShard:
                 shard=self._shard,
                 owner=self._owner,
                 expected=self._position,
-                start=self._pending[0].start,
-                end=self._pending[-1].end,
-                counts=sum((outcome.counts for outcome in self._pending), Counts()),
-                rows=[outcome.rows for outcome in self._pending if outcome.rows is not None],
-                failures=[failure for outcome in self._pending for failure in outcome.failures],
+                start=self._pending.start,
+                end=self._pending.end,
+                counts=self._pending.counts,
+                rows=self._pending.rows,
+                rows_given=self._pending.rows_given,
+                failures=self._pending.failures,
                 target=self._sink.target,
                 phase=self._sink.phase,
                 now=self._sink.clock.time(),
@@ -303,7 +330,7 @@ class DuckDBShard:
                 raise error
             else:
                 self._position = commit.end
-                self._pending, self._pending_bytes = [], 0
+                self._pending = self._sink.pending()
         if self._lost is not None:
             raise self._lost
 
@@ -315,10 +342,17 @@ class DuckDBShard:
     def _forget(self, error: ShardLost) -> None:
         if self._lost is None:
             self._lost = error
-        self._pending, self._pending_bytes = [], 0
+        self._pending = self._sink.pending()
 
 
-def _bytes(outcome: Outcome) -> int:
-    rows = outcome.rows.nbytes if outcome.rows is not None else 0
-    kept = (FAILURE_BYTES + len(failure.key or b"") + len(failure.value or b"") for failure in outcome.failures)
-    return int(rows) + sum(kept)
+def _faults(mode: str, key: Sequence[str], aggregates: Mapping[str, str]) -> list[str]:
+    """What is wrong with the settings, each in a sentence."""
+    if mode == "aggregate":
+        return aggregate.faults(key, aggregates)
+    found = []
+    if (mode == "upsert") != bool(key):
+        takes = "at least one column" if mode == "upsert" else "none"
+        found.append(f"key = {list(key)}: mode {mode!r} takes {takes}")
+    if aggregates:
+        found.append(f'aggregates = {dict(aggregates)}: mode {mode!r} takes none, mode "aggregate" does')
+    return found
