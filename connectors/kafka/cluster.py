@@ -204,7 +204,13 @@ class Cluster:
                     ) from None
                 if self._clock.monotonic() - said >= SAY_SECONDS:
                     said = self._clock.monotonic()
-                    log.warning("%s at %s yet; still trying", what, self._settings.bootstrap)
+                    log.warning(
+                        "%s at %s yet; still trying (%s: %s)",
+                        what,
+                        self._settings.bootstrap,
+                        type(error).__name__,
+                        _text(error),
+                    )
             await asyncio.sleep(min(wait, deadline.seconds_left))
             wait = min(wait * 2, RETRY_SECONDS_MAX)
 

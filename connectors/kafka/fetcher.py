@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from aiokafka import TopicPartition, errors
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
 
+from connectors.kafka.complaints import Complaints
 from connectors.kafka.fetched import Fetched
 from connectors.kafka.record_batches import RecordBatches, warm
 from connectors.kafka.settings import KafkaSettings
@@ -72,13 +74,14 @@ MOVED = (
 
 @dataclass(frozen=True, slots=True)
 class FetcherStatistics:
-    """Since the fetcher was opened; ``held_bytes`` is now."""
+    """Since the fetcher was opened; ``held_bytes`` is now. ``node_requests`` are the requests to each broker."""
 
     requests: int
     response_bytes: int
     failures: int
     throttled_seconds: float
     held_bytes: int
+    node_requests: Mapping[int, int]
 
 
 class _Node:
@@ -127,7 +130,9 @@ class Fetcher:
         #: In the order in which they are asked for: what brought something goes to the end.
         self._partitions: dict[int, Fetched] = {}
         self._nodes: dict[int, _Node] = {}
-        self._requests = self._response_bytes = self._failures = 0
+        self._complaints = Complaints(log, clock)
+        self._node_requests: Counter[int] = Counter()
+        self._response_bytes = self._failures = 0
         self._throttled_seconds = 0.0
         #: How often a broker said that it does not know the topic; one that was deleted and made anew begins so.
         self.unknown_topic_errors = 0
@@ -136,7 +141,12 @@ class Fetcher:
     def statistics(self) -> FetcherStatistics:
         held = sum(each.nbytes for each in self._partitions.values())
         return FetcherStatistics(
-            self._requests, self._response_bytes, self._failures, self._throttled_seconds, held
+            requests=self._node_requests.total(),
+            response_bytes=self._response_bytes,
+            failures=self._failures,
+            throttled_seconds=self._throttled_seconds,
+            held_bytes=held,
+            node_requests=dict(self._node_requests),
         )
 
     async def open(self) -> None:
@@ -252,7 +262,7 @@ class Fetcher:
         again = now + PLAN_SECONDS_MAX
         wanted: dict[int, list[Fetched]] = {}
         left_out: set[int] = set()
-        is_stale = False
+        without_leader: list[Fetched] = []
         for fetched in self._partitions.values():
             if not fetched.is_whole:
                 continue
@@ -263,14 +273,18 @@ class Fetcher:
             if node is None:
                 fetched.retry_at = now + RETRY_SECONDS
                 again = min(again, fetched.retry_at)
-                is_stale = True
+                without_leader.append(fetched)
             elif self._has_room(fetched):
                 wanted.setdefault(node, []).append(fetched)
             else:
                 left_out.add(node)
-        if is_stale:
+        if without_leader:
             assert self._client is not None
             self._client.force_metadata_update()
+            names = self._names(without_leader)
+            self._complaints.warn(
+                "no leader", "%s: no broker leads it now; asking the cluster until one does", names
+            )
         for number, partitions in wanted.items():
             node_state = self._nodes.setdefault(number, _Node())
             if node_state.is_busy:
@@ -306,13 +320,15 @@ class Fetcher:
             [(self._topic, [(each.partition, each.position, bytes_max) for each in partitions])],
             rack_id=self._rack,
         )
-        self._requests += 1
+        self._node_requests[number] += 1
         try:
             response = await self._client.send(number, request, group=FETCHES)
         except (errors.KafkaError, OSError, TimeoutError) as error:
             self._failed(number, partitions, error)
         else:
             node.retry_seconds = RETRY_SECONDS
+            if self._complaints.settle(("no answer", number)):
+                log.info("%s answers again", self._broker(number))
             self._received(number, asked, response)
         finally:
             node.is_busy = False
@@ -320,8 +336,15 @@ class Fetcher:
 
     def _failed(self, number: int, partitions: list[Fetched], error: BaseException) -> None:
         """No answer. The client looks for the leaders anew by itself when a connection broke."""
-        log.warning("no answer from broker %d about %s: %s: %s", number, self._topic, type(error).__name__, error)
         self._failures += 1
+        self._complaints.warn(
+            ("no answer", number),
+            "no answer from %s about %s: %s: %s; looking for the leaders anew, and trying again",
+            self._broker(number),
+            self._names(partitions),
+            type(error).__name__,
+            error,
+        )
         node = self._nodes[number]
         node.not_before = self._clock.monotonic() + node.retry_seconds
         node.retry_seconds = min(2 * node.retry_seconds, RETRY_SECONDS_MAX)
@@ -382,11 +405,12 @@ class Fetcher:
     def _refused(self, number: int, fetched: Fetched, error: type[errors.KafkaError]) -> None:
         """A partition's error. Any of them ends the belief in a replica; the leader then has the last word."""
         was_replica, fetched.replica = fetched.replica == number, None
-        where = f"{self._topic}-{fetched.partition}"
+        where, broker = self._names([fetched]), self._broker(number)
         fetched.retry_at = self._clock.monotonic() + RETRY_SECONDS
         assert self._client is not None
         if error in MOVED:
-            log.info("%s at broker %d: %s", where, number, error.__name__)
+            what = "fetching from the leader instead" if was_replica else "asking the cluster who leads it now"
+            self._complaints.warn((error, number), "%s: %s says %s; %s", where, broker, error.__name__, what)
             self.unknown_topic_errors += error is errors.UnknownTopicOrPartitionError
             self._client.force_metadata_update()
         elif error is errors.OffsetOutOfRangeError:
@@ -398,13 +422,28 @@ class Fetcher:
             reason = "the broker says that its log is damaged"
             fetched.fail(CorruptRecords(self._topic, fetched.partition, fetched.position, reason))
         else:
-            log.warning("%s at broker %d: %s; still trying", where, number, error.__name__)
+            self._complaints.warn((error, number), "%s: %s says %s; trying again", where, broker, error.__name__)
+
+    def _broker(self, number: int) -> str:
+        """The broker as warnings name it."""
+        assert self._client is not None
+        known = self._client.cluster.broker_metadata(number)
+        return f"broker {number}" if known is None else f"broker {number} ({known.host}:{known.port})"
+
+    def _names(self, partitions: Iterable[Fetched]) -> str:
+        """Partitions as warnings name them: ``clicks-0,2,5``."""
+        return f"{self._topic}-{','.join(str(number) for number in sorted(each.partition for each in partitions))}"
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
     def _decode_on(self, fetched: Fetched) -> None:
         """Have what was fetched decoded if nobody does yet and there is room for it."""
-        if fetched.is_decoding or not self._should_decode(fetched):
+        if fetched.is_decoding:
+            return
+        while self._should_decode(fetched) and fetched.responses[0].is_quick:
+            # Handing it to a thread and back takes longer than doing it.
+            self._put(fetched, _read(fetched.responses[0], self._share_bytes // 2))
+        if not self._should_decode(fetched):
             return
         assert self._tasks is not None
         fetched.is_decoding = True
@@ -412,6 +451,8 @@ class Fetcher:
 
     def _should_decode(self, fetched: Fetched) -> bool:
         is_current = self._partitions.get(fetched.partition) is fetched
+        while fetched.responses and not fetched.responses[0].has_more:
+            fetched.responses.popleft()
         return is_current and bool(fetched.responses) and fetched.decoded_bytes < self._share_bytes // 2
 
     async def _decode(self, fetched: Fetched) -> None:
@@ -419,17 +460,24 @@ class Fetcher:
         try:
             while self._should_decode(fetched):
                 response = fetched.responses[0]
-                if not response.has_more:
-                    fetched.responses.popleft()
-                    continue
-                try:
-                    batch = await loop.run_in_executor(self._executor, response.read, self._share_bytes // 2)
-                except CorruptRecords as error:
-                    fetched.responses.clear()
-                    fetched.fail(error)
-                    return
-                fetched.put(batch)
+                found = await loop.run_in_executor(self._executor, _read, response, self._share_bytes // 2)
+                self._put(fetched, found)
         finally:
             fetched.is_decoding = False
             fetched.wake()
             self._changed.set()
+
+    @staticmethod
+    def _put(fetched: Fetched, found: Batch | CorruptRecords) -> None:
+        if isinstance(found, Batch):
+            fetched.put(found)
+        else:
+            fetched.responses.clear()
+            fetched.fail(found)
+
+
+def _read(response: RecordBatches, bytes_max: int) -> Batch | CorruptRecords:
+    try:
+        return response.read(bytes_max)
+    except CorruptRecords as error:
+        return error

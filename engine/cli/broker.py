@@ -19,13 +19,13 @@ import typer
 from engine.errors import Domain, HeadraceError
 
 if TYPE_CHECKING:
-    from engine.compose.broker import Broker
+    from engine.compose.broker import Broker, NodeStatus
 
 WATCH_SECONDS = 0.2
 
 app = typer.Typer(
     name="broker",
-    help="An embedded Apache Kafka: one node on this machine, no Docker and no Java needed.",
+    help="An embedded Apache Kafka on this machine: one node or a cluster of three, no Docker and no Java needed.",
     no_args_is_help=True,
 )
 
@@ -38,11 +38,24 @@ Json = Annotated[bool, typer.Option("--json", help="One line of JSON on standard
 
 @app.command()
 def start(
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            help="1, or 3 for a cluster; by default what the directory was made with, else 1.", metavar="1|3"
+        ),
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port on 127.0.0.1, 9092 by default; 0 takes a free one.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Port on 127.0.0.1, 9092 by default; 0 takes a free one. Nodes 2 and 3 take the next two.",
+            show_default=False,
+        ),
     ] = None,
     data: Data = None,
-    heap: Annotated[int | None, typer.Option(help="Java's heap in MB, 512 by default.", metavar="MB")] = None,
+    heap: Annotated[
+        int | None,
+        typer.Option(help="Java's heap in MB: by default 512, or 256 for each of 3 nodes.", metavar="MB"),
+    ] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Return when it answers, and leave it running.")
     ] = False,
@@ -52,12 +65,19 @@ def start(
 
     Without --background it runs until this command ends, and never longer. With it, a broker that
     already runs in the background on the same directory is used as it is.
+
+    --nodes 3 starts a cluster that can lose any one node: three brokers in the racks rack-1, rack-2 and
+    rack-3, topics with three replicas of which two must take a record, and replicas that readers nearby
+    (kafka.client_rack) may fetch from. It needs 0.5 to 1.1 GB of memory. To see what a lost broker does,
+    end one with `kill -9`: `headrace broker status` says which process each node is. `stop` and `start`
+    bring all of them back.
     """
     from engine.compose import broker as compose
 
-    heap_megabytes = compose.HEAP_MEGABYTES_DEFAULT if heap is None else heap
     if background:
-        bootstrap = compose.start_in_background(data, port=port, heap_megabytes=heap_megabytes, progress=_progress)
+        bootstrap = compose.start_in_background(
+            data, nodes=nodes, port=port, heap_megabytes=heap, progress=_progress
+        )
         _answer(bootstrap, as_json)
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -65,8 +85,9 @@ def start(
     with contextlib.suppress(KeyboardInterrupt):
         running = compose.start(
             data,
+            nodes=nodes,
             port=compose.PORT_DEFAULT if port is None else port,
-            heap_megabytes=heap_megabytes,
+            heap_megabytes=heap,
             background=False,
             progress=_progress,
         )
@@ -78,10 +99,16 @@ def start(
 
 
 def _watch(running: Broker) -> None:
-    """Until a signal, or until the broker ends: by ``broker stop`` (fine) or by itself (an error)."""
-    while running.running:
+    """Until a signal, or until the last node ends: by ``broker stop`` (fine) or by itself (an error)."""
+    alive = list(running.nodes)
+    failure: HeadraceError | None = None
+    while alive:
         time.sleep(WATCH_SECONDS)
-    failure = running.failure()
+        for node in [each for each in alive if not running.node_running(each)]:
+            alive.remove(node)
+            failure = running.node_failure(node)
+            if failure is not None and alive:
+                _progress(f"{failure}\ngoing on with {len(alive)} of {len(running.nodes)} nodes")
     if failure is not None:
         raise failure
     _progress("the broker was stopped")
@@ -89,16 +116,17 @@ def _watch(running: Broker) -> None:
 
 @app.command()
 def stop(data: Data = None) -> None:
-    """End the broker of a data directory; nothing happens if none runs."""
+    """End the broker of a data directory, with all of its nodes; nothing happens if none runs."""
     from engine.compose import broker as compose
 
     ended = compose.stop(data)
-    _progress("no broker was running" if ended is None else f"stopped the broker at {ended.bootstrap}")
+    where = ",".join(each.bootstrap for each in ended)
+    _progress(f"stopped the broker at {where}" if ended else "no broker was running")
 
 
 @app.command()
 def status(data: Data = None, as_json: Json = False) -> None:
-    """Say whether the broker of a data directory runs, and where. Exit code 3 if it does not."""
+    """Say whether the broker of a data directory runs, and where each node does. Exit code 3 if it does not."""
     from engine.compose import broker as compose
 
     found = compose.status(data)
@@ -108,11 +136,21 @@ def status(data: Data = None, as_json: Json = False) -> None:
         typer.echo(f"not running ({found.data})")
     elif found.bootstrap is None:
         typer.echo(f"starting or stopping ({found.data})")
+    elif len(found.nodes) == 1:
+        typer.echo(f"{_manner(found.nodes[0])}: Kafka {found.kafka}, process {found.pid} ({found.data})")
     else:
-        manner = "running" if found.answers else "running, but not answering"
-        typer.echo(f"{found.bootstrap} {manner}: Kafka {found.kafka}, process {found.pid} ({found.data})")
+        alive = sum(node.answers for node in found.nodes)
+        typer.echo(f"{found.bootstrap}: Kafka {found.kafka}, {alive} of {len(found.nodes)} nodes ({found.data})")
+        for node in found.nodes:
+            typer.echo(f"  node {node.node}: {_manner(node)}" + (f", process {node.pid}" if node.running else ""))
     if not found.running:
         raise typer.Exit(Domain.EXTERNAL)
+
+
+def _manner(node: NodeStatus) -> str:
+    if not node.running:
+        return "not running"
+    return f"{node.bootstrap} {'running' if node.answers else 'running, but not answering'}"
 
 
 def _answer(bootstrap: str, as_json: bool) -> None:

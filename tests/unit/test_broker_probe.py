@@ -46,6 +46,12 @@ def test_a_broker_gives_its_cluster_id() -> None:
         assert probe.cluster_id(port) == "the-cluster"
 
 
+def test_a_broker_says_who_takes_part() -> None:
+    """The node ids are read from a real response's bytes."""
+    with _server(_metadata(1, b"c")) as port:
+        assert probe.ask(port) == probe.Answer("c", frozenset({1}))
+
+
 @pytest.mark.parametrize(
     "answer",
     [

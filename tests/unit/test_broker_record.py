@@ -41,7 +41,7 @@ def test_a_directory_has_one_owner(tmp_path: Path) -> None:
 def test_asking_makes_no_directory(tmp_path: Path) -> None:
     """A directory that does not exist has no broker, and still does not exist afterwards."""
     assert not record.is_alive(tmp_path / "none")
-    assert record.stop(tmp_path / "none") is None
+    assert record.stop([tmp_path / "none"]) == []
     assert not (tmp_path / "none").exists()
 
 
@@ -66,7 +66,7 @@ def test_a_process_is_told_from_a_later_one(sleeper: subprocess.Popen[bytes]) ->
 def test_a_stale_record_ends_nobody(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     """With the lock free nothing runs here: the recorded id now is somebody else's process, which lives on."""
     record.write(tmp_path, _record(sleeper.pid))
-    assert record.stop(tmp_path) is None
+    assert record.stop([tmp_path]) == []
     assert record.read(tmp_path) is None
     assert sleeper.poll() is None
 
@@ -76,7 +76,7 @@ def test_a_record_of_another_process_ends_nobody(tmp_path: Path, sleeper: subpro
     lock = record.take_lock(tmp_path)
     record.write(tmp_path, _record(sleeper.pid, "another time"))
     with pytest.raises(ExternalError, match="nothing was ended"):
-        record.stop(tmp_path)
+        record.stop([tmp_path])
     os.close(lock)
     assert sleeper.poll() is None
 

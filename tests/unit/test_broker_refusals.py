@@ -36,6 +36,39 @@ def test_a_heap_too_small_is_the_callers_fault(tmp_path: Path) -> None:
         Broker(tmp_path, heap_megabytes=16)
 
 
+@pytest.mark.parametrize("nodes", [0, 2, 4])
+def test_a_number_of_nodes_that_makes_no_cluster(tmp_path: Path, nodes: int) -> None:
+    """The value and what is valid are named."""
+    with pytest.raises(UserError, match=f"nodes is {nodes}; valid are 1 and 3"):
+        Broker(tmp_path, nodes=nodes)
+
+
+def test_the_last_of_three_ports_is_one(tmp_path: Path) -> None:
+    """Three nodes take three ports in a row, all of which there have to be."""
+    with pytest.raises(UserError, match="port is 65534; valid are 1 to 65533"):
+        Broker(tmp_path, nodes=3, port=65_534)
+
+
+@pytest.mark.parametrize(("made", "nodes"), [("kafka", 3), ("node-2", 1)])
+def test_a_directory_of_another_number_of_nodes(tmp_path: Path, made: str, nodes: int) -> None:
+    """Both numbers and the way out are named, and nothing is changed."""
+    (tmp_path / made).mkdir()
+    refused = _refusal(Broker(tmp_path, nodes=nodes, port=0))
+    one, three = ("1 node", "3 nodes") if nodes == 3 else ("3 nodes", "1 node")
+    assert refused.message == f"{tmp_path} was made with {one}, and cannot be used with {three}"
+    assert "--nodes" in (refused.hint or "")
+    assert isinstance(refused, UserError)
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([made, "lock"])
+
+
+def test_the_second_nodes_port_is_looked_at_too(tmp_path: Path) -> None:
+    """Whoever listens on a later port is found before any Java runs."""
+    with socket.create_server((HOST, 0)) as listener:
+        port = listener.getsockname()[1]
+        refused = _refusal(Broker(tmp_path, nodes=3, port=port - 1))
+    assert f"port {port} on 127.0.0.1 is taken" in refused.message
+
+
 def test_a_taken_port_is_found_before_java_starts(tmp_path: Path) -> None:
     """The port is named, and no Java was started: there is no configuration for one yet."""
     with socket.create_server((HOST, 0)) as listener:

@@ -54,7 +54,7 @@ def test_properties_text_is_read_back_as_it_was(properties: dict[str, str]) -> N
 def test_every_listener_is_on_loopback() -> None:
     """No listener, advertised or not, is reachable from another machine."""
     made = settings.server_properties(
-        log_dir=Path("/data"), port=9092, controller_port=9093, listeners={"TLS": ("SSL", 9094)}
+        log_dir=Path("/data"), port=9092, controller_ports={1: 9093}, listeners={"TLS": ("SSL", 9094)}
     )
     assert made["listeners"] == "PLAINTEXT://127.0.0.1:9092,TLS://127.0.0.1:9094,CONTROLLER://127.0.0.1:9093"
     assert made["advertised.listeners"] == "PLAINTEXT://127.0.0.1:9092,TLS://127.0.0.1:9094"
@@ -62,10 +62,39 @@ def test_every_listener_is_on_loopback() -> None:
     assert made["controller.quorum.voters"] == "1@127.0.0.1:9093"
 
 
+def test_a_cluster_survives_any_one_node() -> None:
+    """Everything has three replicas, two of which must take a record; readers are led to their rack."""
+    ports = {1: 9001, 2: 9002, 3: 9003}
+    made = [
+        settings.server_properties(log_dir=Path("/data"), node=node, port=node, controller_ports=ports)
+        for node in ports
+    ]
+    assert [each["broker.rack"] for each in made] == ["rack-1", "rack-2", "rack-3"]
+    assert [each["node.id"] for each in made] == ["1", "2", "3"]
+    assert {each["controller.quorum.voters"] for each in made} == {
+        "1@127.0.0.1:9001,2@127.0.0.1:9002,3@127.0.0.1:9003"
+    }
+    assert made[1]["listeners"] == "PLAINTEXT://127.0.0.1:2,CONTROLLER://127.0.0.1:9002"
+    replicas = {key: value for key, value in made[0].items() if key.endswith("replication.factor")}
+    assert len(replicas) == 4
+    assert set(replicas.values()) == {"3"}
+    in_sync = {key: value for key, value in made[0].items() if key.endswith(("min.isr", "insync.replicas"))}
+    assert len(in_sync) == 3
+    assert set(in_sync.values()) == {"2"}
+    assert made[0]["replica.selector.class"].endswith(".RackAwareReplicaSelector")
+
+
+def test_a_single_node_is_no_cluster() -> None:
+    """One node has neither rack nor replicas that wait for others."""
+    made = settings.server_properties(log_dir=Path("/data"), port=1, controller_ports={1: 2})
+    assert "broker.rack" not in made
+    assert made["offsets.topic.replication.factor"] == "1"
+
+
 def test_extra_properties_go_over_all_others() -> None:
     """A caller's property wins, even over the tuning."""
     made = settings.server_properties(
-        log_dir=Path("/data"), port=1, controller_port=2, extra={"log.retention.ms": "5", "own": "x"}
+        log_dir=Path("/data"), port=1, controller_ports={1: 2}, extra={"log.retention.ms": "5", "own": "x"}
     )
     assert (made["log.retention.ms"], made["own"]) == ("5", "x")
 

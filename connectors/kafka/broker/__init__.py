@@ -1,4 +1,4 @@
-"""A real Apache Kafka of one node, embedded: downloaded once, and ended with the process that started it."""
+"""A real Apache Kafka, one node or three, embedded: downloaded once, ended with the process that started it."""
 
 from connectors.kafka.broker.record import BrokerRunning, Record
 from connectors.kafka.broker.server import Broker

@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.errors import ExternalError
 
 FREE_MEGABYTES_MIN = 256
-"""Two log segments of 128 MB: with less, Kafka starts and then stops in the middle of somebody's work."""
+"""For each node two log segments of 128 MB: with less, Kafka starts, and stops in the middle of somebody's work."""
 
 ELSEWHERE = "choose another place: --data DIR for its data, XDG_CACHE_HOME for its jars"
 
@@ -23,11 +23,13 @@ def disk_free(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def full(directory: Path, free_bytes: int | None = None) -> ExternalError:
+def full(
+    directory: Path, free_bytes: int | None = None, needed_megabytes: int = FREE_MEGABYTES_MIN
+) -> ExternalError:
     """The one line for a disk without room."""
     room = ""
     if free_bytes is not None:
-        room = f": the broker needs {FREE_MEGABYTES_MIN} MB, {free_bytes // 1024**2} MB are left"
+        room = f": the broker needs {needed_megabytes} MB, {free_bytes // 1024**2} MB are left"
     return ExternalError(f"the disk that holds {directory} is full{room}", hint=f"free some space, or {ELSEWHERE}")
 
 

@@ -1,4 +1,4 @@
-"""Ports on loopback, and one question to a broker: what is your cluster id?
+"""Ports on loopback, and one question to a broker: what is your cluster, and who is in it?
 
 The question is a Kafka Metadata request, encoded and decoded by aiokafka's protocol classes but sent over a plain
 blocking socket: readiness is asked before any client exists, from threads as well as from coroutines.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from dataclasses import dataclass
 from io import BytesIO
 
 from aiokafka.protocol.metadata import MetadataRequest_v2
@@ -24,8 +25,22 @@ between the choice of a port and the broker's use of it."""
 FREE_PORT_TRIES_MAX = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a broker says of its cluster: its id, and the node ids of the brokers that take part now."""
+
+    cluster_id: str | None
+    nodes: frozenset[int]
+
+
 def cluster_id(port: int, *, timeout_seconds: float = 1.0) -> str | None:
     """The cluster id of the broker at 127.0.0.1:``port``, or None if nobody answers as a broker there."""
+    found = ask(port, timeout_seconds=timeout_seconds)
+    return None if found is None else found.cluster_id
+
+
+def ask(port: int, *, timeout_seconds: float = 1.0) -> Answer | None:
+    """What the broker at 127.0.0.1:``port`` says, or None if nobody answers as a broker there."""
     try:
         with socket.create_connection((HOST, port), timeout=timeout_seconds) as connection:
             # On loopback a connection to a free port can, rarely, meet itself.
@@ -45,7 +60,8 @@ def cluster_id(port: int, *, timeout_seconds: float = 1.0) -> str | None:
     except (ValueError, struct.error, UnicodeDecodeError):
         return None
     # Before the controller has a leader a broker answers, but knows of no broker, itself included.
-    return response.cluster_id if response.brokers else None
+    nodes = frozenset(broker[0] for broker in response.brokers)
+    return Answer(response.cluster_id, nodes) if nodes else None
 
 
 def _request() -> bytes:

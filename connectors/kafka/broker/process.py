@@ -73,6 +73,13 @@ class Supervised:
         """The program's exit code (128 and the signal that ended it); None while it runs, or in the background."""
         return None if self._lifeline is None else self._supervisor.poll()
 
+    def ended(self, seconds_max: float) -> int | None:
+        """As `exit_code`, for a program that is about to end: its locks are free a moment before it has ended."""
+        if self._lifeline is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._supervisor.wait(seconds_max)
+        return self.exit_code
+
     def wait(self, seconds_max: float) -> int:
         """Wait for the end of a program that is not in the background; its exit code."""
         try:

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +44,28 @@ class Record:
 
 
 class BrokerRunning(ExternalError):
-    """The data directory belongs to a broker that lives; ``record`` is what is known of it."""
+    """The data directory belongs to a broker that lives; ``records`` is what is known of it, by node."""
 
-    def __init__(self, data: Path, record: Record | None) -> None:
-        self.record = record
-        who = "another broker" if record is None else f"the broker at {record.bootstrap}, process {record.pid}"
+    def __init__(self, data: Path, records: Sequence[Record] = ()) -> None:
+        self.records = tuple(records)
+        who = "another broker"
+        if len(self.records) == 1:
+            who = f"the broker at {self.records[0].bootstrap}, process {self.records[0].pid}"
+        elif self.records:
+            who = f"the brokers at {self.bootstrap}"
         super().__init__(
             f"{data} is in use by {who}",
             hint="use that one, end it with `headrace broker stop`, or choose another directory with --data",
         )
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(record.bootstrap for record in self.records)
+
+    @property
+    def background(self) -> bool:
+        """Whether what runs is known to outlive the command that started it."""
+        return bool(self.records) and all(record.background for record in self.records)
 
 
 def take_lock(data: Path) -> int:
@@ -64,7 +78,8 @@ def take_lock(data: Path) -> int:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(descriptor)
-                raise BrokerRunning(data, read(data)) from None
+                known = read(data)
+                raise BrokerRunning(data, [known] if known else []) from None
             time.sleep(POLL_SECONDS)
         except BaseException:
             os.close(descriptor)
@@ -124,49 +139,53 @@ def start_time(pid: int) -> str:
     return "" if state == "Z" and threads <= 1 else started
 
 
-def end(record: Record, number: signal.Signals, *, seconds_max: float) -> bool:
-    """Signal the recorded process, if it still is that one, and wait for its end; whether it came in time."""
+def end(records: Iterable[Record], number: signal.Signals, *, seconds_max: float) -> list[Record]:
+    """Signal the recorded processes, if they still are those, and wait; gives those that did not end in time."""
+    left = [record for record in records if start_time(record.pid) == record.started]
     deadline = time.monotonic() + seconds_max
-    if start_time(record.pid) == record.started:
+    for record in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(record.pid, number)
-    while start_time(record.pid) == record.started:
+    while left := [record for record in left if start_time(record.pid) == record.started]:
         if time.monotonic() > deadline:
-            return False
+            break
         time.sleep(POLL_SECONDS)
-    return True
+    return left
 
 
-def end_in_order(record: Record) -> bool:
-    """SIGTERM, and SIGKILL when that takes longer than `STOP_SECONDS_MAX`; whether the process is gone."""
-    return end(record, signal.SIGTERM, seconds_max=STOP_SECONDS_MAX) or end(
-        record, signal.SIGKILL, seconds_max=KILL_SECONDS_MAX
-    )
+def end_in_order(records: Iterable[Record]) -> list[Record]:
+    """SIGTERM to all at once, and SIGKILL when that takes longer than `STOP_SECONDS_MAX`; those that live on."""
+    left = end(records, signal.SIGTERM, seconds_max=STOP_SECONDS_MAX)
+    return end(left, signal.SIGKILL, seconds_max=KILL_SECONDS_MAX)
 
 
-def stop(data: Path) -> Record | None:
-    """End the broker of a data directory: SIGTERM, and SIGKILL when that takes too long.
+def stop(directories: Iterable[Path]) -> list[Record]:
+    """End the brokers of some directories, all at once: SIGTERM, and SIGKILL when that takes too long.
 
-    Gives its record, or None if none was running; a stale record is removed either way. Raises
-    `engine.errors.ExternalError` when the process that holds the directory is not the recorded one, and
-    `engine.errors.BrokerUnavailable` when it outlives even SIGKILL.
+    Gives the records of those that ran; a stale record is removed either way. Raises
+    `engine.errors.ExternalError`, before anything is ended, when the process that holds a directory is not the
+    recorded one, and `engine.errors.BrokerUnavailable` when one outlives even SIGKILL.
     """
-    record = read(data)
-    if not is_alive(data):
-        remove(data)
-        return None
-    if record is None or start_time(record.pid) != record.started:
-        if _free_within(data, LOCK_SECONDS_MAX):  # it was just ending
+    running: dict[Path, Record] = {}
+    for data in directories:
+        record = read(data)
+        if not is_alive(data):
             remove(data)
-            return None
-        raise ExternalError(
-            f"{data} is held by a process that {RECORD} there does not name, so nothing was ended",
-            hint="if a broker is just starting, wait for it and try again",
-        )
-    if not end_in_order(record) or not _free_within(data, KILL_SECONDS_MAX):
-        raise BrokerUnavailable(f"process {record.pid} does not end, and still holds {data}")
-    remove(data, record.pid)
-    return record
+        elif record is not None and start_time(record.pid) == record.started:
+            running[data] = record
+        elif _free_within(data, LOCK_SECONDS_MAX):  # it was just ending
+            remove(data)
+        else:
+            raise ExternalError(
+                f"{data} is held by a process that {RECORD} there does not name, so nothing was ended",
+                hint="if a broker is just starting, wait for it and try again",
+            )
+    end_in_order(running.values())
+    for data, record in running.items():
+        if not _free_within(data, KILL_SECONDS_MAX):
+            raise BrokerUnavailable(f"process {record.pid} does not end, and still holds {data}")
+        remove(data, record.pid)
+    return list(running.values())
 
 
 def _free_within(data: Path, seconds_max: float) -> bool:

@@ -14,11 +14,15 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 PORT_DEFAULT = 9092
-NODE_ID = 1
+NODES_VALID = (1, 3)
+"""One, or the least number of which a cluster can lose any one and go on."""
 CLIENT_LISTENER = "PLAINTEXT"
 CONTROLLER_LISTENER = "CONTROLLER"
 
 HEAP_MEGABYTES_DEFAULT = 512
+CLUSTER_HEAP_MEGABYTES_DEFAULT = 256
+"""Of each node: three of them stay below 1.2 GB of resident memory under load."""
+
 HEAP_MEGABYTES_MIN = 192
 """Below this Kafka starts, and then runs out of memory with a handful of large fetches."""
 
@@ -64,46 +68,75 @@ TUNING: Mapping[str, str] = {
 }
 """What does not depend on a data directory or a port. A container of the same Kafka is held to these too."""
 
+CLUSTER: Mapping[str, str] = {
+    # Every topic survives the loss of one node, Kafka's own included, and takes records meanwhile.
+    "default.replication.factor": "3",
+    "min.insync.replicas": "2",
+    "offsets.topic.replication.factor": "3",
+    "transaction.state.log.replication.factor": "3",
+    "transaction.state.log.min.isr": "2",
+    "share.coordinator.state.topic.replication.factor": "3",
+    "share.coordinator.state.topic.min.isr": "2",
+    # A reader that says where it is (client.rack) is sent to the replica of that rack.
+    "replica.selector.class": "org.apache.kafka.common.replica.RackAwareReplicaSelector",
+}
+"""What a node of several has beside and over `TUNING`."""
+
+
+def rack(node: int) -> str:
+    """The rack that a node of several says it stands in."""
+    return f"rack-{node}"
+
+
+def heap_megabytes_default(nodes: int) -> int:
+    return HEAP_MEGABYTES_DEFAULT if nodes == 1 else CLUSTER_HEAP_MEGABYTES_DEFAULT
+
 
 def server_properties(
     *,
     log_dir: Path,
     port: int,
-    controller_port: int,
+    controller_ports: Mapping[int, int],
+    node: int = 1,
     listeners: Mapping[str, tuple[str, int]] | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """All properties of one node that is broker and controller, loopback only.
 
+    ``controller_ports`` are those of all nodes, by node number; with more than one the node is part of a cluster.
     ``listeners`` are further client listeners, name to (security protocol, port); ``extra`` goes over
     everything else.
     """
     clients = {CLIENT_LISTENER: (CLIENT_LISTENER, port), **(listeners or {})}
     addresses = {name: f"{name}://{HOST}:{number}" for name, (_, number) in clients.items()}
     protocols = {name: protocol for name, (protocol, _) in clients.items()} | {CONTROLLER_LISTENER: "PLAINTEXT"}
+    controller = f"{CONTROLLER_LISTENER}://{HOST}:{controller_ports[node]}"
     return {
         "process.roles": "broker,controller",
-        "node.id": str(NODE_ID),
-        "controller.quorum.voters": f"{NODE_ID}@{HOST}:{controller_port}",
+        "node.id": str(node),
+        "controller.quorum.voters": ",".join(f"{each}@{HOST}:{at}" for each, at in controller_ports.items()),
         "controller.listener.names": CONTROLLER_LISTENER,
         "inter.broker.listener.name": CLIENT_LISTENER,
-        "listeners": ",".join([*addresses.values(), f"{CONTROLLER_LISTENER}://{HOST}:{controller_port}"]),
+        "listeners": ",".join([*addresses.values(), controller]),
         "advertised.listeners": ",".join(addresses.values()),
         "listener.security.protocol.map": ",".join(f"{name}:{value}" for name, value in protocols.items()),
         "log.dirs": str(log_dir),
         **TUNING,
+        **({"broker.rack": rack(node), **CLUSTER} if len(controller_ports) > 1 else {}),
         **(extra or {}),
     }
 
 
-def java_options(*, heap_megabytes: int, logging: Path) -> list[str]:
-    """What stands between ``java`` and the main class."""
+def java_options(*, heap_megabytes: int, logging: Path, nodes: int = 1) -> list[str]:
+    """What stands between ``java`` and the main class, for one of so many nodes."""
     return [
         f"-Xmx{heap_megabytes}m",
         "-Xms64m",
         # Beside G1 the serial collector takes some 100 MB less, and heaps of this size pause for milliseconds.
         "-XX:+UseSerialGC",
         "-XX:+ExitOnOutOfMemoryError",
+        # Three at once on a laptop: the quick compiler alone halves the processor time of a start.
+        *(["-XX:TieredStopAtLevel=1"] if nodes > 1 else []),
         "-Djava.awt.headless=true",
         f"-Dlog4j2.configurationFile={logging}",
         # Kafka's codecs load native code and use sun.misc.Unsafe, which Java 25 warns about on every start.
