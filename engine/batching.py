@@ -29,24 +29,13 @@ class Payload:
     bound: Callable[[Batch], int]
 
 
-def _bounds(batch: Batch, name: str) -> NDArray[np.int32]:
-    column = batch.records.column(name)
-    return np.frombuffer(column.buffers()[1], np.int32, len(batch) + 1, 4 * column.offset)
-
-
-def column_bytes(batch: Batch, name: str) -> int:
-    """Bytes of all keys or all values."""
-    bounds = _bounds(batch, name)
-    return int(bounds[-1]) - int(bounds[0])
-
-
 def value_bytes(batch: Batch) -> NDArray[np.int64]:
     """Bytes of key and value of each record: the measure of payload for kinds without an event."""
-    return sum((np.diff(_bounds(batch, name)) for name in ("key", "value")), np.zeros(len(batch), np.int64))
+    return sum((np.diff(batch.bounds(name)) for name in ("key", "value")), np.zeros(len(batch), np.int64))
 
 
 def _value_bytes_of_all(batch: Batch) -> int:
-    return column_bytes(batch, "key") + column_bytes(batch, "value")
+    return batch.column_bytes("key") + batch.column_bytes("value")
 
 
 #: The payload of kinds that are called with columns or rows.

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.batch import Batch
-from engine.batching import Payload, column_bytes
+from engine.batching import Payload
 from engine.context import Context
 from engine.errors import DataError, HandlerError, HeadraceError, RowsRefused
 from engine.output import Output
@@ -132,7 +132,7 @@ class Processor:
     def _oversized(self, batch: Batch) -> dict[int, Cause]:
         """Records that are too large by themselves, or whose event would be (AWS: MaximumPayloadSizeExceeded)."""
         value_max, payload_max = self._policy.record_bytes_max, self._policy.payload_bytes_max
-        if column_bytes(batch, "value") <= value_max and self._payload.bound(batch) <= payload_max:
+        if batch.column_bytes("value") <= value_max and self._payload.bound(batch) <= payload_max:
             return {}
         offsets = batch.records.column("offset").to_numpy()
         payloads = self._payload.each(batch)

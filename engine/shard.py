@@ -221,6 +221,8 @@ class Shard:
             while not self._stopping.is_set() and (parts := self._take(writer)):
                 if not await self._handle(writer, parts):
                     return
+                if self._is_commit_due(writer):
+                    await self._commit(writer)
             if self._is_commit_due(writer):
                 await self._commit(writer)
             self._deliver()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import cramjam
 import numpy as np
-import numpy.typing as npt
 
-NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
+from connectors.kafka.kernel.codes import GZIP, LZ4, LZ4_BLOCK, SNAPPY, STORED, ZSTD, Bytes
+
+NONE = 0
 
 NAMES = ("none", "gzip", "snappy", "lz4", "zstd")
 
@@ -30,7 +32,9 @@ KEPT_BYTES_MAX = 16 * 1024 * 1024
 XERIAL_MAGIC = b"\x82SNAPPY\x00"
 XERIAL_HEADER_BYTES = 16
 
-Bytes = npt.NDArray[np.uint8]
+#: The least that a thread's buffer is, and how much of it a run of batches takes before it ends.
+RUN_BUFFER_BYTES = 1024 * 1024
+RUN_BYTES = 384 * 1024
 
 _own = threading.local()
 
@@ -62,39 +66,85 @@ def decompress(codec: int, data: memoryview, bytes_max: int = DECOMPRESSED_BYTES
         size = min(bytes_max, 4 * target.size)
 
 
-def _into(codec: int, data: memoryview, target: Bytes) -> int:
+def inflate(
+    data: memoryview, blocks: Sequence[Sequence[int]], bytes_max: int = DECOMPRESSED_BYTES_MAX
+) -> tuple[Bytes, list[tuple[int, int, int]], int | None]:
+    """Payloads of ``data`` one behind the other in a buffer of this thread, which the next call overwrites.
+
+    ``blocks`` are rows of `kernel.plan`, those of a batch together. Gives each batch and where its payload begins
+    and ends, for all of them, or for those before one that is damaged or does not fit, and which one that is. Of
+    the first one `decompress` has the last word.
+    """
+    target = _buffer(RUN_BUFFER_BYTES)
+    room = memoryview(target.data)
+    places: list[tuple[int, int, int]] = []
+    begin = used = 0
+    batch: int = blocks[0][0]
+    try:
+        for frame, kind, start, end, size_max in blocks:
+            if frame != batch:
+                places.append((batch, begin, used))
+                begin, batch = used, frame
+                if used >= RUN_BYTES:
+                    return _fixed(target), places, batch
+            into = room[used : begin + bytes_max]
+            if kind == LZ4_BLOCK:
+                into = into[:size_max]
+                used += cramjam.lz4.decompress_block_into(data[start:end], into, output_len=len(into))
+            elif kind == STORED:
+                into[: end - start] = data[start:end]
+                used += end - start
+            else:
+                used += _into(kind, data[start:end], into)
+    except (cramjam.DecompressionError, BadCompression, ValueError):
+        return _fixed(target), places, batch
+    places.append((batch, begin, used))
+    return _fixed(target), places, None
+
+
+def _into(codec: int, data: memoryview, target: Any) -> int:
+    if codec == SNAPPY:
+        return _snappy_into(_snappy_blocks(data), target)
     return int(MODULES[codec].decompress_into(data, target))
 
 
 def _snappy(data: memoryview, bytes_max: int) -> Bytes:
-    blocks = _blocks(data) if _is_xerial(data) else [data]
     try:
-        sizes = [int(cramjam.snappy.decompress_raw_len(block)) for block in blocks]
-        if sum(sizes) > bytes_max:
-            raise BadCompression(f"snappy: claims {sum(sizes)} bytes when decompressed, {bytes_max} are allowed")
-        target = _buffer(sum(sizes))
-        used = 0
-        for block, size in zip(blocks, sizes, strict=True):
-            into: Any = target[used : used + size]
-            if cramjam.snappy.decompress_raw_into(block, into) != size:
-                raise BadCompression("snappy: a block is not of the size that it claims")
-            used += size
+        blocks = _snappy_blocks(data)
+        size = sum(int(cramjam.snappy.decompress_raw_len(block)) for block in blocks)
+        if size > bytes_max:
+            raise BadCompression(f"snappy: claims {size} bytes when decompressed, {bytes_max} are allowed")
+        target = _buffer(size)
+        return _fixed(target[: _snappy_into(blocks, target.data[:size])])
     except cramjam.DecompressionError as error:
         raise BadCompression(str(error)) from None
-    return _fixed(target[:used])
+
+
+def _snappy_into(blocks: Sequence[memoryview], target: memoryview) -> int:
+    used = 0
+    for block in blocks:
+        size = cramjam.snappy.decompress_raw_len(block)
+        # The library refuses a buffer that is smaller than what a block claims.
+        if cramjam.snappy.decompress_raw_into(block, target[used : used + size]) != size:
+            raise BadCompression("snappy: a block is not of the size that it claims")
+        used += size
+    return used
 
 
 def _fixed(made: Bytes) -> Bytes:
     """The kernel is compiled for arrays that cannot be written to, as responses are."""
-    made.flags.writeable = False
-    return made
+    view = made[:]
+    view.flags.writeable = False
+    return view
 
 
 def _is_xerial(data: memoryview) -> bool:
     return len(data) > XERIAL_HEADER_BYTES and bytes(data[: len(XERIAL_MAGIC)]) == XERIAL_MAGIC
 
 
-def _blocks(data: memoryview) -> list[memoryview]:
+def _snappy_blocks(data: memoryview) -> list[memoryview]:
+    if not _is_xerial(data):
+        return [data]
     blocks = []
     at = XERIAL_HEADER_BYTES
     while at < len(data):

@@ -5,27 +5,60 @@ Not here: what stands in the bytes (`kernel`) and where they come from (`record_
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from connectors.kafka import kernel
+from connectors.kafka.kernel import codes
+from connectors.kafka.kernel.codes import COLUMN_BYTES_MAX, Bytes, Ends, Integers
 from engine.batch import HEADERS, RECORDS
 
-#: Arrow's offsets have 32 bits.
-COLUMN_BYTES_MAX = 2**31 - 1
+INT64, BINARY = pa.int64(), pa.binary()
 
 ROWS_MIN = 16
 BYTES_MIN = 256
+
+#: What a buffer may hold beside what is in use of it, as a share of that, and what is not worth giving back.
+SPARE_SHARE = 1 / 8
+SPARE_BYTES = 256
+
+#: The outputs that have an item for each row, and those that have one more; the same for headers.
+BY_ROW = (codes.OFFSETS, codes.TIMESTAMPS, codes.KEY_SET, codes.VALUE_SET)
+ROW_ENDS = (codes.KEY_ENDS, codes.VALUE_ENDS, codes.HEADER_ENDS)
+HEADER_SET_AND_ENDS = ((codes.CONTENT_SET, 0), (codes.NAME_ENDS, 1), (codes.CONTENT_ENDS, 1))
+
+#: Which output a code says is too small, and the cursor of what is in use of it.
+FULL = {
+    codes.KEYS_FULL: (codes.KEYS, codes.KEY_BYTES),
+    codes.VALUES_FULL: (codes.VALUES, codes.VALUE_BYTES),
+    codes.NAMES_FULL: (codes.NAMES, codes.NAME_BYTES),
+    codes.CONTENTS_FULL: (codes.CONTENTS, codes.CONTENT_BYTES),
+}
 
 
 class BadRecord(ValueError):
     """Record number ``index`` of a batch is malformed."""
 
     def __init__(self, code: int, index: int) -> None:
-        super().__init__(f"{kernel.FAULTS[code]} (record {index} of the batch)")
+        super().__init__(f"{codes.FAULTS[code]} (record {index} of the batch)")
         self.code = code
         self.index = index
+
+
+def _ends(count: int) -> Ends:
+    made = np.empty(count + 1, np.int32)
+    made[0] = 0
+    return made
+
+
+#: Outputs of no items, which nothing is written to.
+NO_BYTES: Bytes = np.empty(0, np.uint8)
+NO_ENDS = _ends(0)
+
+#: Most records have no headers.
+NO_HEADERS = pa.array([], HEADERS.value_type)
 
 
 class Columns:
@@ -36,169 +69,144 @@ class Columns:
 
     def __init__(self, rows: int = 0, value_bytes: int = 0) -> None:
         rows, value_bytes = max(rows, ROWS_MIN), max(value_bytes, BYTES_MIN)
-        self._cursors = np.zeros(kernel.CURSORS, np.int64)
-        self._offsets = np.empty(rows, np.int64)
-        self._timestamps = np.empty(rows, np.int64)
-        self._key_ends = _ends(rows)
-        self._key_set = np.empty(rows, np.uint8)
-        self._keys = np.empty(max(BYTES_MIN, value_bytes // 16), np.uint8)
-        self._value_ends = _ends(rows)
-        self._value_set = np.empty(rows, np.uint8)
-        self._values = np.empty(value_bytes, np.uint8)
-        self._header_ends = _ends(rows)
-        self._name_ends = _ends(0)
-        self._names = np.empty(0, np.uint8)
-        self._content_ends = _ends(0)
-        self._content_set = np.empty(0, np.uint8)
-        self._contents = np.empty(0, np.uint8)
+        self._cursors = np.zeros(2 * codes.CURSORS, np.int64)
+        self._outputs: list[Any] = [
+            np.empty(rows, np.int64),
+            np.empty(rows, np.int64),
+            _ends(rows),
+            np.empty(rows, np.uint8),
+            NO_BYTES,
+            _ends(rows),
+            np.empty(rows, np.uint8),
+            np.empty(value_bytes, np.uint8),
+            _ends(rows),
+            NO_ENDS,
+            NO_BYTES,
+            NO_ENDS,
+            NO_BYTES,
+            NO_BYTES,
+        ]
 
     def __len__(self) -> int:
-        return int(self._cursors[kernel.ROWS])
+        return int(self._cursors[codes.ROWS])
 
     @property
     def nbytes(self) -> int:
         """Bytes in use of keys, values and headers."""
         cursors: list[int] = self._cursors.tolist()
-        keys, values = cursors[kernel.KEY_BYTES], cursors[kernel.VALUE_BYTES]
-        return keys + values + cursors[kernel.NAME_BYTES] + cursors[kernel.CONTENT_BYTES]
-
-    def has_room(self, size: int) -> bool:
-        """Whether a batch of ``size`` bytes fits into what Arrow can address."""
-        return self.nbytes + size <= COLUMN_BYTES_MAX
+        keys, values = cursors[codes.KEY_BYTES], cursors[codes.VALUE_BYTES]
+        return keys + values + cursors[codes.NAME_BYTES] + cursors[codes.CONTENT_BYTES]
 
     def append(
         self,
-        source: npt.NDArray[np.uint8],
+        response: Bytes,
+        inflated: Bytes,
+        frames: Integers,
+        places: Integers,
         *,
-        count: int,
-        base_offset: int,
-        offset_delta_max: int,
-        base_timestamp: int,
-        append_timestamp: int | None,
         offset_min: int,
-    ) -> None:
-        """Append the ``count`` records that ``source`` holds, without those below ``offset_min``.
+        bytes_max: int = COLUMN_BYTES_MAX,
+    ) -> int:
+        """Append the records of batches, without those below ``offset_min``: how many batches.
 
-        All timestamps are ``append_timestamp`` where that is given. Raises BadRecord and has appended nothing then.
+        All of ``places``, the first rows of ``frames`` (see `kernel.decode`), or fewer: those before one that is
+        malformed, those that bring this to ``bytes_max``, or those that Arrow can address. Raises BadRecord where
+        the first one is malformed, and has appended nothing then.
         """
-        if count > source.size // kernel.RECORD_BYTES_MIN:
-            raise BadRecord(kernel.BAD_LENGTH, source.size // kernel.RECORD_BYTES_MIN)
-        before = self._cursors.copy()
-        self._room_for_rows(int(before[kernel.ROWS]) + count)
-        while True:
-            code = kernel.decode(
-                source, count, base_offset, offset_delta_max, base_timestamp, append_timestamp or 0,
-                append_timestamp is not None, offset_min, self._cursors, self._offsets, self._timestamps,
-                self._key_ends, self._key_set, self._keys, self._value_ends, self._value_set, self._values,
-                self._header_ends, self._name_ends, self._names, self._content_ends, self._content_set,
-                self._contents,
+        done = 0
+        while done < len(places):
+            count, code = kernel.decode(
+                response, inflated, frames[done:], places[done:], offset_min, bytes_max, self._cursors,
+                tuple(self._outputs),
             )  # fmt: skip
-            if code == kernel.OK:
-                return
-            index = int(self._cursors[kernel.RECORD])
-            self._cursors[:] = before
-            if code < kernel.ROWS_FULL:
-                raise BadRecord(code, index)
-            self._grow(code, source.size)
+            done += count
+            if code == codes.OK:
+                break
+            if code < codes.ROWS_FULL:
+                if not done:
+                    raise BadRecord(code, int(self._cursors[codes.RECORD]))
+                break
+            self._grow(code)
+        return done
 
-    def _room_for_rows(self, rows: int) -> None:
-        if rows <= self._offsets.size:
-            return
-        rows = max(rows, 2 * self._offsets.size)
-        for name in ("_offsets", "_timestamps", "_key_set", "_value_set"):
-            self._resize(name, rows)
-        for name in ("_key_ends", "_value_ends", "_header_ends"):
-            self._resize(name, rows + 1)
+    def _grow(self, code: int) -> None:
+        """Room in the output that was too small, for all batches that are left."""
+        cursors: list[int] = self._cursors.tolist()
+        if code == codes.ROWS_FULL:
+            rows = max(cursors[codes.ROWS] + cursors[codes.ROWS_LEFT], 2 * self._outputs[codes.OFFSETS].size)
+            for output in BY_ROW:
+                self._resize(output, rows, cursors[codes.ROWS])
+            for output in ROW_ENDS:
+                self._resize(output, rows + 1, cursors[codes.ROWS] + 1)
+        elif code == codes.HEADERS_FULL:
+            count = 2 * self._outputs[codes.CONTENT_SET].size + BYTES_MIN
+            for output, more in HEADER_SET_AND_ENDS:
+                self._resize(output, count + more, cursors[codes.HEADERS] + more)
+        else:
+            output, cursor = FULL[code]
+            used, size = cursors[cursor], self._outputs[output].size
+            wanted = used + cursors[codes.BYTES_LEFT]
+            if output != codes.VALUES:  # of which there is seldom much
+                wanted = min(wanted, 2 * size + cursors[codes.BYTES_LEFT] // 16)
+            self._resize(output, min(COLUMN_BYTES_MAX, max(wanted, size + size // 2, BYTES_MIN)), used)
 
-    def _grow(self, code: int, size: int) -> None:
-        """Room for a batch of ``size`` bytes in the output that was too small, whatever is in it."""
-        if code == kernel.HEADERS_FULL:
-            count = 2 * self._content_set.size + BYTES_MIN
-            self._resize("_content_set", count)
-            self._resize("_name_ends", count + 1)
-            self._resize("_content_ends", count + 1)
-            return
-        name, cursor = {
-            kernel.KEYS_FULL: ("_keys", kernel.KEY_BYTES),
-            kernel.VALUES_FULL: ("_values", kernel.VALUE_BYTES),
-            kernel.NAMES_FULL: ("_names", kernel.NAME_BYTES),
-            kernel.CONTENTS_FULL: ("_contents", kernel.CONTENT_BYTES),
-        }[code]
-        needed = int(self._cursors[cursor]) + size
-        self._resize(name, min(COLUMN_BYTES_MAX, max(needed, int(1.5 * getattr(self, name).size))))
-
-    def _resize(self, name: str, size: int) -> None:
-        old = getattr(self, name)
+    def _resize(self, output: int, size: int, used: int) -> None:
+        old = self._outputs[output]
         made = np.empty(size, old.dtype)
-        made[: old.size] = old
-        setattr(self, name, made)
+        made[:used] = old[:used]
+        self._outputs[output] = made
+
+    def _fit(self, output: int, used: int) -> pa.Buffer:
+        """The first ``used`` items of an output, which gives back what it has beyond them."""
+        array = self._outputs[output]
+        spare = (array.size - used) * array.itemsize
+        if spare > SPARE_BYTES and spare > SPARE_SHARE * used * array.itemsize:
+            # Shrinks where it lies, mostly. Nothing else refers to it: the kernel keeps nothing.
+            array.resize(used, refcheck=False)
+        return pa.py_buffer(array if array.size == used else array[:used])
 
     def record_batch(self) -> pa.RecordBatch:
         """The records, with the columns of `engine.batch.RECORDS`. The buffers go with them: use this no more."""
-        cursors = [int(cursor) for cursor in self._cursors]
-        rows, headers = cursors[kernel.ROWS], cursors[kernel.HEADERS]
-        key = _binary(
-            rows, self._key_ends, self._keys, cursors[kernel.KEY_BYTES], self._key_set, cursors[kernel.KEY_NULLS]
+        cursors: list[int] = self._cursors.tolist()
+        rows = cursors[codes.ROWS]
+        offset, timestamp = (
+            pa.Array.from_buffers(INT64, rows, [None, self._fit(output, rows)], null_count=0)
+            for output in (codes.OFFSETS, codes.TIMESTAMPS)
         )
-        value = _binary(
+        key = self._binary(
+            rows, codes.KEY_ENDS, codes.KEYS, cursors[codes.KEY_BYTES], codes.KEY_SET, cursors[codes.KEY_NULLS]
+        )
+        nulls = cursors[codes.VALUE_NULLS]
+        value = self._binary(
+            rows, codes.VALUE_ENDS, codes.VALUES, cursors[codes.VALUE_BYTES], codes.VALUE_SET, nulls
+        )
+        header = pa.Array.from_buffers(
+            HEADERS,
             rows,
-            self._value_ends,
-            self._values,
-            cursors[kernel.VALUE_BYTES],
-            self._value_set,
-            cursors[kernel.VALUE_NULLS],
+            [None, self._fit(codes.HEADER_ENDS, rows + 1)],
+            null_count=0,
+            children=[self._headers(cursors) if cursors[codes.HEADERS] else NO_HEADERS],
         )
+        return pa.RecordBatch.from_arrays([offset, timestamp, key, value, header], schema=RECORDS)
+
+    def _headers(self, cursors: list[int]) -> pa.Array:
+        """All headers of all records, flat: structs of key and value."""
+        count, name_bytes, nulls = cursors[codes.HEADERS], cursors[codes.NAME_BYTES], cursors[codes.CONTENT_NULLS]
         name = pa.Array.from_buffers(
             pa.string(),
-            headers,
-            [
-                None,
-                pa.py_buffer(self._name_ends[: headers + 1]),
-                pa.py_buffer(self._names[: cursors[kernel.NAME_BYTES]]),
-            ],
+            count,
+            [None, self._fit(codes.NAME_ENDS, count + 1), self._fit(codes.NAMES, name_bytes)],
             null_count=0,
         )
-        content = _binary(
-            headers,
-            self._content_ends,
-            self._contents,
-            cursors[kernel.CONTENT_BYTES],
-            self._content_set,
-            cursors[kernel.CONTENT_NULLS],
+        content = self._binary(
+            count, codes.CONTENT_ENDS, codes.CONTENTS, cursors[codes.CONTENT_BYTES], codes.CONTENT_SET, nulls
         )
-        pairs = pa.Array.from_buffers(HEADERS.value_type, headers, [None], null_count=0, children=[name, content])
-        lists = pa.Array.from_buffers(
-            HEADERS, rows, [None, pa.py_buffer(self._header_ends[: rows + 1])], null_count=0, children=[pairs]
+        return pa.Array.from_buffers(HEADERS.value_type, count, [None], null_count=0, children=[name, content])
+
+    def _binary(self, count: int, ends: int, data: int, used: int, present: int, nulls: int) -> pa.Array:
+        bitmap = None
+        if nulls:
+            bitmap = pa.py_buffer(np.packbits(self._outputs[present][:count], bitorder="little"))
+        return pa.Array.from_buffers(
+            BINARY, count, [bitmap, self._fit(ends, count + 1), self._fit(data, used)], null_count=nulls
         )
-        return pa.RecordBatch.from_arrays(
-            [_integers(self._offsets[:rows]), _integers(self._timestamps[:rows]), key, value, lists], schema=RECORDS
-        )
-
-
-def _ends(count: int) -> npt.NDArray[np.int32]:
-    made = np.empty(count + 1, np.int32)
-    made[0] = 0
-    return made
-
-
-def _integers(values: npt.NDArray[np.int64]) -> pa.Array:
-    return pa.Array.from_buffers(pa.int64(), values.size, [None, pa.py_buffer(values)], null_count=0)
-
-
-def _binary(
-    count: int,
-    ends: npt.NDArray[np.int32],
-    data: npt.NDArray[np.uint8],
-    used: int,
-    present: npt.NDArray[np.uint8],
-    nulls: int,
-) -> pa.Array:
-    bitmap = None
-    if nulls:
-        bitmap = pa.py_buffer(np.packbits(present[:count], bitorder="little"))
-    return pa.Array.from_buffers(
-        pa.binary(),
-        count,
-        [bitmap, pa.py_buffer(ends[: count + 1]), pa.py_buffer(data[:used])],
-        null_count=nulls,
-    )

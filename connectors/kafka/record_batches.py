@@ -13,95 +13,60 @@ Follows Kafka's documentation ("Message format") and, for aborted transactions, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
-import google_crc32c
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from aiokafka.record.legacy_records import LegacyRecordBatch
 
-from connectors.kafka import codecs, kernel
+from connectors.kafka import codecs, kernel, legacy_batches
 from connectors.kafka.codecs import DECOMPRESSED_BYTES_MAX, BadCompression
 from connectors.kafka.columns import BadRecord, Columns
+from connectors.kafka.kernel import codes
+from connectors.kafka.kernel.codes import (
+    APPEND_TIME_BIT,
+    CODEC_BITS,
+    CONTROL_BIT,
+    RECORDS_AT,
+    TRANSACTIONAL_BIT,
+    Bytes,
+    Integers,
+)
+from connectors.kafka.legacy_batches import Malformed, Row
 from engine.batch import Batch, empty_records, from_rows
 from engine.errors import CorruptRecords
-
-#: Format 2 from its checksum on: checksum, attributes, last offset delta, base and last timestamp, producer id,
-#: epoch and sequence, and the count of records.
-HEADER = struct.Struct(">Ihiqqqhii")
-HEADER_AT = kernel.MAGIC_AT + 1
-CRC_COVERS_FROM = HEADER_AT + 4
-RECORDS_AT = HEADER_AT + HEADER.size
-
-#: Where the attributes of formats 0 and 1 are, and where their key begins, with its length before it.
-LEGACY_ATTRIBUTES_AT = kernel.MAGIC_AT + 1
-LEGACY_KEY_AT = (18, 26)
-LEGACY_LENGTH = struct.Struct(">i")
-
-CODEC_BITS = 0x07
-APPEND_TIME_BIT = 0x08
-TRANSACTIONAL_BIT = 0x10
-CONTROL_BIT = 0x20
 
 #: How a control record's key starts, version and type, and which type ends a transaction as aborted.
 CONTROL = struct.Struct(">hh")
 ABORT = 0
 
-#: The timestamp of records in the format that has none.
-NO_TIMESTAMP = -1
+#: How many batches of a response there is room for at first. Most have no more.
+FRAMES = 256
 
-Row = tuple[int, int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
+#: What a run of batches, taken at once, may be when decompressed, about, and how many payloads and LZ4 blocks. More
+#: would leave the processor's cache between being decompressed and being decoded.
+RUN_BYTES = 256 * 1024
+RUN_BLOCKS = 256
+
+#: The clock of a chunk that has no records yet.
+ANY_CLOCK = -1
 
 
 def warm() -> None:
     """Have the kernel ready: takes seconds in the first process that ever does, else a tenth of one."""
     nothing = np.frombuffer(b"", np.uint8)
-    kernel.walk(nothing, 0, np.empty((1, kernel.FRAME_COLUMNS), np.int64))
-    Columns().append(
-        nothing,
-        count=0,
-        base_offset=0,
-        offset_delta_max=0,
-        base_timestamp=0,
-        append_timestamp=None,
-        offset_min=0,
+    frames, places, blocks = (
+        np.zeros((1, columns), np.int64)
+        for columns in (codes.FRAME_COLUMNS, codes.PLACE_COLUMNS, codes.BLOCK_COLUMNS)
     )
+    kernel.walk(nothing, 0, frames)
+    kernel.plan(nothing, frames[:0], 0, 0, ANY_CLOCK, 0, 0, places, blocks)
+    Columns().append(nothing, nothing, frames, places, offset_min=0)  # a batch without records
 
 
-class Malformed(ValueError):
-    """Why a batch cannot be read."""
-
-
-class _Frame(NamedTuple):
-    """A batch in the response. The columns are those of `kernel.walk`."""
-
-    start: int
-    end: int
-    magic: int
-    base_offset: int
-    next_offset: int
-
-
-class _Header(NamedTuple):
-    crc: int
-    attributes: int
-    last_offset_delta: int
-    base_timestamp: int
-    last_timestamp: int
-    producer_id: int
-    producer_epoch: int
-    base_sequence: int
-    records: int
-
-    @property
-    def codec(self) -> int:
-        return self.attributes & CODEC_BITS
-
-    @property
-    def is_append_time(self) -> bool:
-        return bool(self.attributes & APPEND_TIME_BIT)
+#: What is decoded without asking a thread: so many bytes, of codecs that make at most 255 times as many of them.
+QUICK_BYTES_MAX = 16 * 1024
+QUICK_CODECS = (codecs.NONE, codes.SNAPPY, codes.LZ4)
 
 
 class _Chunk:
@@ -109,25 +74,37 @@ class _Chunk:
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
-        self.kind: tuple[bool, bool] | None = None
+        self.kind: tuple[bool, int] | None = None
         self.columns: Columns | None = None
         self.rows: list[Row] = []
         self.nbytes = 0
 
-    def takes(self, is_legacy: bool, is_append_time: bool) -> bool:
+    def takes(self, is_legacy: bool, clock: int) -> bool:
         """Whether records of that kind can be added; the first ones decide."""
         if self.kind is None:
-            self.kind = (is_legacy, is_append_time)
-        return self.kind == (is_legacy, is_append_time)
+            self.kind = (is_legacy, clock)
+        return self.kind == (is_legacy, clock)
+
+    @property
+    def clock(self) -> int:
+        return self.kind[1] if self.kind is not None else ANY_CLOCK
 
     @property
     def is_append_time(self) -> bool:
-        return self.kind is not None and self.kind[1]
+        return self.clock == APPEND_TIME_BIT
 
     def records(self) -> pa.RecordBatch:
         if self.rows:
             return from_rows("", 0, self.rows, start=self.rows[0][0], end=self.rows[-1][0] + 1).records
         return self.columns.record_batch() if self.columns is not None else empty_records()
+
+
+class _Run(NamedTuple):
+    """Batches to be taken at once: how many, and what `kernel.plan` found of them."""
+
+    batches: int
+    places: Integers
+    blocks: Integers
 
 
 class RecordBatches:
@@ -156,12 +133,22 @@ class RecordBatches:
         self._decompressed_bytes_max = decompressed_bytes_max
         self._aborted = sorted(aborted or (), key=lambda each: each[1], reverse=True)
         self._aborted_producers: set[int] = set()
-        found = np.empty(
-            (len(data) // (kernel.OVERHEAD_BYTES + kernel.LEGACY_BYTES_MIN) + 1, kernel.FRAME_COLUMNS), np.int64
-        )
-        count, self._fault = kernel.walk(np.frombuffer(data, np.uint8), position, found)
-        self._frames: npt.NDArray[np.int64] = found[:count].copy()
+        self._source = np.frombuffer(data, np.uint8)
+        self._frames, self._fault = self._found()
         self._at = 0
+        #: Up to which batch checksums are known to be right.
+        self._checked = 0
+
+    def _found(self) -> tuple[Integers, int]:
+        """The whole batches of the response, and a code that is about what follows them."""
+        rows_max = len(self._data) // (codes.OVERHEAD_BYTES + codes.LEGACY_BYTES_MIN) + 1
+        rows = min(rows_max, FRAMES)
+        while True:
+            frames = np.empty((rows, codes.FRAME_COLUMNS), np.int64)
+            count, code = kernel.walk(self._source, self._position, frames)
+            if count < rows or rows == rows_max:
+                return frames[:count], code
+            rows = min(rows_max, 8 * rows)
 
     @property
     def position(self) -> int:
@@ -173,24 +160,33 @@ class RecordBatches:
         """The offset that the next fetch has to ask for."""
         if not len(self._frames):
             return self._position
-        return max(self._position, int(self._frames[-1, kernel.FRAME_NEXT]))
+        return max(self._position, int(self._frames[-1, codes.FRAME_NEXT]))
 
     @property
     def has_more(self) -> bool:
         """Whether `read` has something to give, be it an error."""
-        return self._at < len(self._frames) or self._fault != kernel.OK
+        return self._at < len(self._frames) or self._fault != codes.OK
 
     @property
     def has_fault(self) -> bool:
         """Whether an error is known to come, so that there is no use in fetching what follows."""
-        return bool(self._fault != kernel.OK)
+        return bool(self._fault != codes.OK)
 
     @property
     def bytes_left(self) -> int:
         """Bytes of the response that are still to be read."""
         if self._at == len(self._frames):
             return 0
-        return int(self._frames[-1, kernel.FRAME_END] - self._frames[self._at, kernel.FRAME_START])
+        return int(self._frames[-1, codes.FRAME_END] - self._frames[self._at, codes.FRAME_START])
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether `read` is done at once: little is left, and in no codec whose ratio is without bound."""
+        if self.bytes_left > QUICK_BYTES_MAX:
+            return False
+        left = self._frames[self._at :]
+        codecs_left = left[:, codes.FRAME_ATTRIBUTES] & CODEC_BITS
+        return bool(((left[:, codes.FRAME_MAGIC] == 2) & np.isin(codecs_left, QUICK_CODECS)).all())
 
     def read(self, bytes_max: int) -> Batch:
         """The next record batches as one Batch, which ends with the first that makes it ``bytes_max`` or more.
@@ -202,95 +198,132 @@ class RecordBatches:
         chunk = _Chunk(bytes_max)
         start, first = self._position, self._at
         while self._at < len(self._frames) and chunk.nbytes < chunk.bytes_max:
-            frame = _Frame(*self._frames[self._at].tolist())
             try:
-                if not self._add(frame, chunk):
-                    break
+                taken = self._take(chunk)
             except (Malformed, BadRecord, BadCompression) as error:
                 if self._at == first:
-                    raise self._corrupt(frame.base_offset, str(error)) from None
+                    raise self._corrupt(int(self._frames[first, codes.FRAME_BASE]), str(error)) from None
                 break
-            self._at += 1
-            self._position = max(self._position, frame.next_offset)
+            if not taken:
+                break
+            self._at += taken
+            self._position = max(self._position, int(self._frames[self._at - 1, codes.FRAME_NEXT]))
         else:
             if self._at == first:
-                raise self._corrupt(self.end, kernel.FAULTS[self._fault])
+                raise self._corrupt(self.end, codes.FAULTS[self._fault])
         return Batch(self.topic, self.partition, start, self._position, chunk.records(), chunk.is_append_time)
 
     def _corrupt(self, offset: int, reason: str) -> CorruptRecords:
         return CorruptRecords(self.topic, self.partition, offset, reason)
 
-    def _add(self, frame: _Frame, chunk: _Chunk) -> bool:
-        """Whether the batch could become part of the chunk, with whatever records it gives."""
-        if frame.magic < 2:
-            return self._add_legacy(frame, chunk)
-        header = _Header(*HEADER.unpack_from(self._data, frame.start + HEADER_AT))
-        if google_crc32c.value(self._data[frame.start + CRC_COVERS_FROM : frame.end]) != header.crc:
-            raise Malformed("its checksum is not that of its bytes")
-        if header.records < 0:
-            raise Malformed(f"it claims {header.records} records")
-        if header.codec > codecs.ZSTD:
-            raise Malformed(f"there is no codec {header.codec}")
-        if self._is_passed_over(frame, header):
-            return True
-        if not chunk.takes(False, header.is_append_time):
-            return False
-        source = self._records(frame, header)
+    def _take(self, chunk: _Chunk) -> int:
+        """How many of the next batches became part of the chunk, with whatever records they give; 0: it is full."""
+        special = CONTROL_BIT
+        if self._aborted or self._aborted_producers:
+            special |= TRANSACTIONAL_BIT
+        run = self._plan(chunk.clock, special, RUN_BYTES)
+        if run is None:
+            return self._take_special(chunk)
+        return self._take_run(chunk, run)
+
+    def _take_special(self, chunk: _Chunk) -> int:
+        """As `_take`, for one batch that may be of any kind."""
+        frame = self._frames[self._at]
+        if frame[codes.FRAME_MAGIC] < 2:
+            return self._take_legacy(chunk)
+        run = self._plan(ANY_CLOCK, 0, 0)
+        assert run is not None, "a batch of format 2 is planned alone"
+        if self._is_passed_over(run):
+            return 1
+        return self._take_run(chunk, run)
+
+    def _plan(self, clock: int, special: int, bytes_max: int) -> _Run | None:
+        """The next batches that can be taken at once; None before one that is special. Raises Malformed."""
+        places = np.empty((RUN_BLOCKS, codes.PLACE_COLUMNS), np.int64)
+        blocks = np.empty((RUN_BLOCKS, codes.BLOCK_COLUMNS), np.int64)
+        count, used, code = kernel.plan(
+            self._source, self._frames, self._at, self._checked, clock, special, bytes_max, places, blocks
+        )
+        self._checked = max(self._checked, self._at + count)
+        if code == codes.OK:
+            return _Run(count, places[:count], blocks[:used])
+        if code == codes.SPECIAL:
+            return None
+        if code == codes.BAD_COUNT:
+            raise Malformed(f"it claims {self._frames[self._at, codes.FRAME_RECORDS]} records")
+        if code == codes.BAD_CODEC:
+            raise Malformed(f"there is no codec {self._frames[self._at, codes.FRAME_ATTRIBUTES] & CODEC_BITS}")
+        raise Malformed(codes.FAULTS[code])
+
+    def _take_run(self, chunk: _Chunk, run: _Run) -> int:
+        if not chunk.takes(False, int(self._frames[self._at, codes.FRAME_ATTRIBUTES]) & APPEND_TIME_BIT):
+            return 0
+        inflated, places = self._inflate(run)
         if chunk.columns is None:
-            chunk.columns = self._columns(frame, header, source.size, chunk.bytes_max)
-        if not chunk.columns.has_room(source.size):
-            return False
-        chunk.columns.append(
-            source,
-            count=header.records,
-            base_offset=frame.base_offset,
-            offset_delta_max=header.last_offset_delta,
-            base_timestamp=header.base_timestamp,
-            append_timestamp=header.last_timestamp if header.is_append_time else None,
+            chunk.columns = self._columns(places, chunk.bytes_max)
+        taken = chunk.columns.append(
+            self._source,
+            inflated,
+            self._frames[self._at :],
+            places,
             offset_min=self._position,
+            bytes_max=chunk.bytes_max,
         )
         chunk.nbytes = chunk.columns.nbytes
-        return True
+        return taken
 
-    def _columns(self, frame: _Frame, header: _Header, size: int, bytes_max: int) -> Columns:
-        """Room for what is to come if all of the response is like its first batch, within what a chunk may be."""
-        like = self.bytes_left / (frame.end - frame.start)
-        value_bytes = min(int(size * like), size + bytes_max)
-        rows = min(int(header.records * like), value_bytes // kernel.RECORD_BYTES_MIN)
-        return Columns(rows, value_bytes)
+    def _columns(self, places: Integers, bytes_max: int) -> Columns:
+        """Room for what is to come if all of the response is like its first batches, within what a chunk may be."""
+        last = self._at + len(places) - 1
+        taken = self._frames[last, codes.FRAME_END] - self._frames[self._at, codes.FRAME_START]
+        start, end = places.sum(axis=0).tolist()
+        size = end - start
+        value_bytes = min(int(size * (self.bytes_left / taken)), size + bytes_max)
+        rows = int(self._frames[self._at :, codes.FRAME_RECORDS].sum())
+        return Columns(min(rows, value_bytes // codes.RECORD_BYTES_MIN), value_bytes)
 
-    def _records(self, frame: _Frame, header: _Header) -> npt.NDArray[np.uint8]:
-        """The bytes of a batch's records, decompressed."""
-        start = frame.start + RECORDS_AT
-        if header.codec == codecs.NONE:
-            return np.frombuffer(self._data, np.uint8, frame.end - start, start)
-        return codecs.decompress(
-            header.codec, memoryview(self._data)[start : frame.end], self._decompressed_bytes_max
-        )
+    def _inflate(self, run: _Run) -> tuple[Bytes, Integers]:
+        """Where the records of a run are, or of its first batches, and what they were decompressed to."""
+        if not len(run.blocks):
+            return self._source, run.places
+        data = memoryview(self._data)
+        inflated, found, stopped = codecs.inflate(data, run.blocks.tolist(), self._decompressed_bytes_max)
+        if found:
+            made = np.array(found, np.int64)
+            if found[-1][0] - self._at == len(found) - 1:  # all of them have a codec
+                run.places[: len(found)] = made[:, 1:]
+            else:
+                run.places[made[:, 0] - self._at] = made[:, 1:]
+        count = run.batches if stopped is None else stopped - self._at
+        if not count:
+            frame = self._frames[self._at]
+            start, end = int(frame[codes.FRAME_START]) + RECORDS_AT, int(frame[codes.FRAME_END])
+            codec = int(frame[codes.FRAME_ATTRIBUTES]) & CODEC_BITS
+            inflated = codecs.decompress(codec, data[start:end], self._decompressed_bytes_max)
+            run.places[0] = 0, inflated.size
+            count = 1
+        return inflated, run.places[:count]
 
-    def _is_passed_over(self, frame: _Frame, header: _Header) -> bool:
+    def _is_passed_over(self, run: _Run) -> bool:
         """Whether the batch is a control batch or part of an aborted transaction; keeps track of those."""
-        is_control = bool(header.attributes & CONTROL_BIT)
-        if self._read_committed and header.producer_id >= 0:
-            while self._aborted and self._aborted[-1][1] < frame.next_offset:
+        frame = self._frames[self._at].tolist()
+        attributes, producer = frame[codes.FRAME_ATTRIBUTES], frame[codes.FRAME_PRODUCER]
+        is_control = bool(attributes & CONTROL_BIT)
+        if self._read_committed and producer >= 0:
+            while self._aborted and self._aborted[-1][1] < frame[codes.FRAME_NEXT]:
                 self._aborted_producers.add(self._aborted.pop()[0])
-            if is_control and self._is_abort(frame, header):
-                self._aborted_producers.discard(header.producer_id)
-            elif header.attributes & TRANSACTIONAL_BIT and header.producer_id in self._aborted_producers:
+            if is_control and self._is_abort(run):
+                self._aborted_producers.discard(producer)
+            elif attributes & TRANSACTIONAL_BIT and producer in self._aborted_producers:
                 return True
         return is_control
 
-    def _is_abort(self, frame: _Frame, header: _Header) -> bool:
+    def _is_abort(self, run: _Run) -> bool:
+        inflated, places = self._inflate(run)
+        frames = self._frames[self._at : self._at + 1].copy()
+        frames[0, codes.FRAME_ATTRIBUTES] |= APPEND_TIME_BIT  # its timestamps are of no use
         records = Columns()
-        records.append(
-            self._records(frame, header),
-            count=header.records,
-            base_offset=frame.base_offset,
-            offset_delta_max=header.last_offset_delta,
-            base_timestamp=header.base_timestamp,
-            append_timestamp=header.last_timestamp,
-            offset_min=0,
-        )
+        records.append(self._source, inflated, frames, places, offset_min=0)
         if not len(records):
             return False  # compacted away
         key = records.record_batch().column("key")[0].as_py()
@@ -298,58 +331,16 @@ class RecordBatches:
             raise Malformed("a control record has no type")
         return bool(CONTROL.unpack_from(key)[1] == ABORT)
 
-    def _add_legacy(self, frame: _Frame, chunk: _Chunk) -> bool:
-        data = self._data[frame.start : frame.end]
-        attributes = data[LEGACY_ATTRIBUTES_AT]
-        if not chunk.takes(True, frame.magic == 1 and bool(attributes & APPEND_TIME_BIT)):
-            return False
-        rows: list[Row] = []
-        before = -1
-        for offset, timestamp, key, value in self._legacy_records(frame, data, attributes & CODEC_BITS):
-            if not before < offset <= frame.base_offset:
-                raise Malformed(kernel.FAULTS[kernel.BAD_OFFSET])
-            before = offset
-            if offset >= self._position:
-                rows.append((offset, timestamp, key, value, ()))
+    def _take_legacy(self, chunk: _Chunk) -> int:
+        frame: list[int] = self._frames[self._at].tolist()
+        magic, attributes = frame[codes.FRAME_MAGIC], frame[codes.FRAME_ATTRIBUTES]
+        if not chunk.takes(True, attributes & APPEND_TIME_BIT if magic == 1 else 0):
+            return 0
+        data = self._data[frame[codes.FRAME_START] : frame[codes.FRAME_END]]
+        rows = legacy_batches.read(
+            data, magic, attributes & CODEC_BITS, frame[codes.FRAME_BASE], self._decompressed_bytes_max
+        )
+        rows = [row for row in rows if row[0] >= self._position]
         chunk.rows += rows
         chunk.nbytes += sum(len(row[2] or b"") + len(row[3] or b"") for row in rows)
-        return True
-
-    def _legacy_records(
-        self, frame: _Frame, data: bytes, codec: int
-    ) -> list[tuple[int, int, bytes | None, bytes | None]]:
-        if codec != codecs.NONE:
-            self._check_legacy_size(frame, data, codec)
-        try:
-            batch = LegacyRecordBatch(data, frame.magic)
-            if not batch.validate_crc():
-                raise Malformed("its checksum is not that of its bytes")
-            return [
-                (
-                    record.offset,
-                    NO_TIMESTAMP if record.timestamp is None else record.timestamp,
-                    record.key,
-                    record.value,
-                )
-                for record in batch
-            ]
-        except Malformed:
-            raise
-        except Exception as error:  # of any type: nobody has checked these bytes before
-            raise Malformed(f"format {frame.magic}: {type(error).__name__}: {error}") from None
-
-    def _check_legacy_size(self, frame: _Frame, data: bytes, codec: int) -> None:
-        """aiokafka's reader decompresses whatever it is given, so it is tried within the bound first."""
-        at = LEGACY_KEY_AT[frame.magic]
-        for what in ("key", "value"):
-            if len(data) - at < LEGACY_LENGTH.size:
-                raise Malformed(f"its {what} is cut off")
-            (length,) = LEGACY_LENGTH.unpack_from(data, at)
-            at += LEGACY_LENGTH.size
-            if not -1 <= length <= len(data) - at:
-                raise Malformed(f"its {what} claims {length} bytes of {len(data) - at}")
-            if what == "key":
-                at += max(0, length)
-        if length < 0:
-            raise Malformed("it is compressed and has no value")
-        codecs.decompress(codec, memoryview(data)[at : at + length], self._decompressed_bytes_max)
+        return 1

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.batch import Batch
-from engine.batching import column_bytes
 from functions.kinds import kafka, kinesis
 
 Sizes = NDArray[np.int64]
@@ -68,7 +67,7 @@ class KinesisPayload:
         """No less than the sum of `payload_bytes`: every byte as long as it may become."""
         stream = kinesis.KinesisStream(batch.topic, kinesis.region(), self._role)
         fixed = _JSON_BYTES + len(orjson.dumps([stream.arn, stream.role_arn, stream.region]))
-        return len(batch) * fixed + _base64_bound(batch, "value") + _ESCAPED_MAX * column_bytes(batch, "key")
+        return len(batch) * fixed + _base64_bound(batch, "value") + _ESCAPED_MAX * batch.column_bytes("key")
 
 
 class KafkaPayload:
@@ -108,7 +107,7 @@ class KafkaPayload:
 
 def _base64_bound(batch: Batch, name: str) -> int:
     """No less than all keys or values take in base64, each padded to a multiple of four."""
-    return column_bytes(batch, name) * 4 // 3 + 4 * len(batch)
+    return batch.column_bytes(name) * 4 // 3 + 4 * len(batch)
 
 
 def _nulls(column: pa.Array) -> NDArray[np.bool_]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from connectors.kafka.kernel import compiled
+from connectors.kafka.kernel import entries
+from connectors.kafka.kernel.entries import compiled
 
 WARM = "from connectors.kafka.record_batches import warm; warm()"
 
@@ -41,3 +42,9 @@ def test_without_a_place_it_is_compiled_all_the_same(caplog: pytest.LogCaptureFi
         double = compiled(space["double"])  # type: ignore[type-var]
     assert double(21) == 42  # type: ignore[operator]
     assert "NUMBA_CACHE_DIR" in caplog.text
+
+
+def test_what_is_kept_depends_on_all_of_the_kernel() -> None:
+    """Code that is kept on disk is made anew when any module that it is made of changes."""
+    modules = {path.name for path in Path(entries.__file__).parent.glob("*.py")}
+    assert modules - {"__init__.py", "entries.py"} == set(entries.MODULES)

@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
-from collections.abc import Callable
 
-import cramjam
 import numpy as np
 import numpy.typing as npt
 import pytest
 from aiokafka.record.util import decode_varint
 
 from connectors.kafka import codecs, kernel
+from connectors.kafka.kernel import codes, primitives
 from connectors.kafka.record_batches import RecordBatches
 from engine.batch import Batch
 from engine.errors import CorruptRecords
+from tests.unit.hostile_bytes import (
+    HOSTILE_NUMBERS,
+    HOSTILE_VARINTS,
+    PAGE,
+    Guarded,
+    damaged,
+    hostile,
+    lying_records,
+    well_framed,
+)
 from tests.unit.record_bytes import (
     APPEND_TIME,
     ATTRIBUTES_AT,
-    CODECS,
     CONTROL,
     COUNT_AT,
     LAST_DELTA_AT,
@@ -39,58 +45,20 @@ from tests.unit.record_bytes import (
     RECORDS_AT,
     TIME,
     TOPIC,
-    Row,
     batch_v2,
     built,
     empty,
-    fields_of,
-    legacy,
-    marker,
+    ours_all,
     rows_of,
     sealed,
     theirs,
-    varint,
 )
 
 IS_LONG = os.environ.get("HEADRACE_FUZZ") == "long"
 ROUNDS = 1_000_000 if IS_LONG else 20_000
 SEED = 20_261_123
 
-PAGE = mmap.PAGESIZE
-PROT_NONE = 0
-
 long_test = pytest.mark.timeout(7_200 if IS_LONG else 300)
-
-
-class Guarded:
-    """Memory of up to ``bytes_max`` between two pages that must not be touched."""
-
-    def __init__(self, bytes_max: int) -> None:
-        pages = -(-bytes_max // PAGE)
-        self._size = pages * PAGE
-        self._map = mmap.mmap(-1, self._size + 2 * PAGE)
-        self._whole = np.frombuffer(self._map, np.uint8)
-        library = ctypes.CDLL(None, use_errno=True)
-        library.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        for at in (0, PAGE + self._size):
-            assert library.mprotect(self._whole.ctypes.data + at, PAGE, PROT_NONE) == 0
-
-    def last(self, size: int) -> npt.NDArray[np.uint8]:
-        """The last bytes before the page behind."""
-        assert size <= self._size
-        return self._whole[PAGE + self._size - size : PAGE + self._size]
-
-    def first(self, size: int) -> npt.NDArray[np.uint8]:
-        """The first bytes after the page before."""
-        assert size <= self._size
-        return self._whole[PAGE : PAGE + size]
-
-    def holding(self, data: bytes, *, at_end: bool = True) -> npt.NDArray[np.uint8]:
-        """A read-only array of ``data`` that lies against a page."""
-        made = self.last(len(data)) if at_end else self.first(len(data))
-        made[:] = np.frombuffer(data, np.uint8)
-        made.flags.writeable = False
-        return made
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mprotect"), reason="needs mprotect")
@@ -98,159 +66,11 @@ class Guarded:
 def test_the_guard_is_one(place: str) -> None:
     """One byte beyond guarded memory ends a process, so the tests below would not survive an over-read."""
     program = (
-        "import ctypes; from tests.unit.test_kernel_fuzz import Guarded; guarded = Guarded(100); "
+        "import ctypes; from tests.unit.hostile_bytes import Guarded; guarded = Guarded(100); "
         f"made = guarded.holding(bytes(100)); ctypes.string_at({place}, 1)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
     assert ended.returncode == -signal.SIGSEGV, ended.stderr.decode()
-
-
-# -- what is damaged, and how ------------------------------------------------------------------------------------
-
-HOSTILE_NUMBERS = [
-    0,
-    1,
-    -1,
-    -2,
-    6,
-    7,
-    63,
-    64,
-    127,
-    128,
-    8191,
-    8192,
-    2**20,
-    2**31 - 1,
-    2**31,
-    -(2**31),
-    2**32,
-    2**53,
-]
-HOSTILE_NUMBERS += [2**62, 2**63 - 1, -(2**63), 2**63 - TIME, -(2**63) + TIME]
-HOSTILE_VARINTS = [b"\x80", b"\xff" * 4, b"\xff" * 9, b"\xff" * 9 + b"\x01", b"\xff" * 9 + b"\x02", b"\xff" * 10]
-HOSTILE_VARINTS += [b"\x80" * 9 + b"\x01", b"\x80" * 20, b"", b"\x81\x00", b"\x80\x00"]
-HOSTILE_TEXTS = [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\x00", b"\xc0\x80"]
-
-
-def some_rows(chance: random.Random) -> list[Row]:
-    rows = rows_of(24)
-    return chance.sample(rows, chance.randint(1, 6))
-
-
-def lying_records(chance: random.Random) -> tuple[bytes, int]:
-    """Records of which one or two fields lie, and their count, which may lie too."""
-    records = [[b"", *fields_of(delta, *row)] for delta, row in enumerate(some_rows(chance))]
-    for fields in records:
-        fields[0] = varint(sum(map(len, fields)))
-    for _ in range(chance.choice([0, 1, 1, 1, 2])):
-        fields = chance.choice(records)
-        at = chance.randrange(len(fields))
-        kind = chance.random()
-        if kind < 0.4:
-            fields[at] = varint(chance.choice(HOSTILE_NUMBERS))
-        elif kind < 0.6:
-            fields[at] = varint(len(b"".join(fields[at + 1 :])) + chance.randint(-3, 3))
-        elif kind < 0.8:
-            fields[at] = chance.choice(HOSTILE_VARINTS)
-        elif kind < 0.9:
-            fields[at] = chance.choice(HOSTILE_TEXTS)
-        else:
-            fields.pop(at)
-        if at and fields and chance.random() < 0.6:  # let the length of the record hold, to get further in
-            fields[0] = varint(len(b"".join(fields[1:])))
-    count = len(records)
-    if chance.random() < 0.2:
-        count = chance.choice([0, 1, count - 1, count + 1, -1, 2**31 - 1, -(2**31), 100])
-    return b"".join(b"".join(fields) for fields in records), count
-
-
-def damaged(chance: random.Random, data: bytes) -> bytes:
-    """Bytes flipped, set, left out, put in, repeated or cut off."""
-    made = bytearray(data)
-    for _ in range(chance.choice([1, 1, 1, 2, 3, 8])):
-        if not made:
-            break
-        at = chance.randrange(len(made))
-        kind = chance.randrange(7)
-        if kind == 0:
-            made[at] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            made[at] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)])
-        elif kind == 2:
-            del made[at : at + chance.randint(1, 9)]
-        elif kind == 3:
-            made[at:at] = chance.randbytes(chance.randint(1, 9))
-        elif kind == 4:
-            made[at:at] = made[at : at + chance.randint(1, 30)]
-        elif kind == 5:
-            del made[at:]
-        else:
-            made[at : at + 4] = struct.pack(
-                ">i", chance.choice([-1, 0, 2**31 - 1, -(2**31), len(made), len(made) - at])
-            )
-    return bytes(made)
-
-
-COMPRESSORS: list[Callable[[bytes], bytes]] = [
-    bytes,
-    lambda data: bytes(cramjam.gzip.compress(data, level=1)),
-    lambda data: bytes(cramjam.snappy.compress_raw(data)),
-    lambda data: bytes(cramjam.lz4.compress(data)),
-    lambda data: bytes(cramjam.zstd.compress(data, level=1)),
-]
-
-WELL_MADE = [
-    *(built(rows_of(7), codec=codec) for codec in CODECS),
-    built(rows_of(1)),
-    built([(None, None, ())]),
-    built(rows_of(3), attributes=APPEND_TIME),
-    built(rows_of(3), producer=7),
-    marker(7, base=0, abort=True),
-    marker(7, base=0, abort=False),
-    empty(base=0, last_delta=5),
-    *(
-        legacy([(b"k", b"v" * 30), (None, b""), (b"", None)], magic=magic, codec=codec)
-        for magic in (0, 1)
-        for codec in ("none", "gzip", "snappy")
-    ),
-    legacy([(b"k", b"v" * 30)] * 3, magic=1, codec="lz4"),
-]  # fmt: skip
-
-
-def lying_header(chance: random.Random, data: bytes) -> bytes:
-    """A batch whose header lies about something."""
-    made = bytearray(data)
-    for _ in range(chance.choice([1, 1, 2])):
-        at, form = chance.choice(
-            [(0, ">q"), (8, ">i"), (16, ">b"), (ATTRIBUTES_AT, ">h"), (LAST_DELTA_AT, ">i"), (27, ">q"), (35, ">q"),
-             (PRODUCER_AT, ">q"), (COUNT_AT, ">i")]
-        )  # fmt: skip
-        size = struct.calcsize(form)
-        number = chance.choice([*HOSTILE_NUMBERS, *range(8), APPEND_TIME, CONTROL, CONTROL | 0x10, len(made) - 12])
-        if at + size <= len(made):
-            made[at : at + size] = (number % 2 ** (8 * size)).to_bytes(size, "big")
-    return bytes(made)
-
-
-def hostile(chance: random.Random) -> bytes:
-    """A batch that is wrong somewhere, nearly always with a checksum that fits."""
-    kind = chance.random()
-    if kind < 0.5:
-        records, count = lying_records(chance)
-        if chance.random() < 0.3:
-            records = damaged(chance, records)
-        codec = chance.choice([0, 0, 0, 1, 2, 3, 4])
-        made = batch_v2(
-            COMPRESSORS[codec](records), count=count, last_delta=max(0, min(count, 100) - 1), attributes=codec
-        )
-    elif kind < 0.8:
-        made = damaged(chance, chance.choice(WELL_MADE))
-        if chance.random() < 0.8 and len(made) >= RECORDS_AT:  # so that it is taken for whole
-            made = made[:8] + struct.pack(">i", len(made) - 12) + made[12:]
-    else:
-        made = lying_header(chance, chance.choice(WELL_MADE))
-    return made if chance.random() < 0.05 or len(made) < 17 or made[16] < 2 else sealed(made)
 
 
 # -- the tests ---------------------------------------------------------------------------------------------------
@@ -334,13 +154,17 @@ def test_hostile_batches_are_refused_or_read_as_aiokafka_does() -> None:
     chance = random.Random(SEED)
     outcomes = {"refused": 0, "read": 0}
     good = built(rows_of(3), codec="lz4")
+    before_all = rows_in([theirs(good + built(rows_of(3), base=3) + built(rows_of(3), base=6))])
     for number in range(ROUNDS):
         data = hostile(chance)
         # Not before an old format: aiokafka takes all batches of a response to be of the first one's format.
-        before = chance.random() < 0.3 and len(data) > 16 and data[16] >= 2
+        before = chance.choice([0, 0, 0, 0, 1, 3]) if len(data) > 16 and data[16] >= 2 else 0
         if before:
             base = int.from_bytes(data[:8], "big")
-            data = good + (base + 3 & 2**63 - 1).to_bytes(8, "big") + data[8:]
+            data = (base + 3 * before & 2**63 - 1).to_bytes(8, "big") + data[8:]
+            data = b"".join((3 * at).to_bytes(8, "big") + good[8:] for at in range(before)) + data
+            if chance.random() < 0.5:
+                data += (2**32).to_bytes(8, "big") + good[8:]
         try:
             batches, error = read_all(data, chance.choice([1, 500, 1 << 20]))
         except BaseException:
@@ -351,7 +175,7 @@ def test_hostile_batches_are_refused_or_read_as_aiokafka_does() -> None:
             assert (error.topic, error.partition) == (TOPIC, PARTITION)
             assert f"'{TOPIC}', partition {PARTITION}" in str(error)
             assert f"at offset {error.offset}: " in str(error)
-            assert not before or rows_in(batches)[:3] == rows_in([theirs(good)])
+            assert rows_in(batches)[: 3 * before] == before_all[: 3 * before]
             continue
         outcomes["read"] += 1
         if not data:
@@ -363,6 +187,56 @@ def test_hostile_batches_are_refused_or_read_as_aiokafka_does() -> None:
             )
     print(f"{ROUNDS} batches: {outcomes}")
     assert min(outcomes.values()) > ROUNDS // 50, outcomes
+
+
+def one_by_one(frames: list[bytes], position: int) -> tuple[list[dict[str, object]], int, str | None]:
+    """The rows, the end and the error when each batch is a response of its own."""
+    rows: list[dict[str, object]] = []
+    for frame in frames:
+        try:
+            (batch,) = ours_all(frame, position=position, decompressed_bytes_max=1 << 20)
+        except CorruptRecords as error:
+            return rows, position, str(error)
+        rows += batch.records.to_pylist()
+        position = batch.end
+    return rows, position, None
+
+
+@long_test
+@pytest.mark.slow
+def test_a_run_of_batches_gives_what_each_gives_alone() -> None:
+    """Of several batches, with faults in any: all records of those before the first fault, then its error."""
+    chance = random.Random(SEED + 4)
+    outcomes = {"refused": 0, "refused behind others": 0, "read": 0}
+    for number in range(ROUNDS if IS_LONG else ROUNDS // 4):
+        frames: list[bytes] = []
+        base = 0
+        for _ in range(chance.randint(2, 7)):
+            frame = well_framed(chance)
+            frames.append(base.to_bytes(8, "big") + frame[8:])
+            base += max(0, int.from_bytes(frame[LAST_DELTA_AT : LAST_DELTA_AT + 4], "big", signed=True)) + 1
+        bytes_max, position = chance.choice([1, 100, 500, 1 << 20]), chance.choice([0, 0, 1, 3])
+        frames = frames if base > position else [*frames, empty(base=base, last_delta=position)]
+        while int.from_bytes(frames[0][LAST_DELTA_AT : LAST_DELTA_AT + 4], "big") < position:
+            position -= 1  # a response begins with the batch that holds the position
+        data = b"".join(frames)
+        where = f"seed {SEED + 4}, round {number}: {data.hex()}"
+        reader = RecordBatches(
+            data, topic=TOPIC, partition=PARTITION, position=position, decompressed_bytes_max=1 << 20
+        )
+        rows: list[dict[str, object]] = []
+        message = None
+        try:
+            while reader.has_more:
+                batch = reader.read(bytes_max)
+                batch.records.validate(full=True)
+                rows += batch.records.to_pylist()
+        except CorruptRecords as error:
+            message = str(error)
+        assert (rows, reader.position, message) == one_by_one(frames, position), where
+        outcomes["read" if message is None else ("refused behind others" if rows else "refused")] += 1
+    print(f"{outcomes}")
+    assert min(outcomes.values()) > ROUNDS // 100, outcomes
 
 
 OUTPUT_BYTES_MAX = 1 << 16
@@ -380,15 +254,36 @@ class Outputs:
     def __init__(self) -> None:
         self._memory = [Guarded(OUTPUT_BYTES_MAX) for _ in self.DTYPES]
 
-    def arrays(self, chance: random.Random) -> list[npt.NDArray[np.generic]]:
-        """Arrays of every size, often too small; those of ends begin with 0."""
+    def arrays(self, chance: random.Random) -> tuple[npt.NDArray[np.generic], ...]:
+        """Arrays of every size, now and then too small; those of ends begin with 0."""
         made = []
         for memory, dtype in zip(self._memory, self.DTYPES, strict=True):
-            count = chance.choice([1, 2, 3, 5, 8, 64, 700, 4_000, 4_000, 4_000])
+            count = 4_000 if chance.random() < 0.9 else chance.choice([1, 2, 3, 5, 8, 64, 700])
             array = memory.last(count * np.dtype(dtype).itemsize).view(dtype)
             array[0] = 0
             made.append(array)
-        return made
+        return tuple(made)
+
+
+class Tables:
+    """The kernel's tables, each against a page that must not be touched."""
+
+    def __init__(self) -> None:
+        self._memory = [Guarded(1 << 12) for _ in range(3)]
+
+    def of(self, number: int, rows: int, columns: int) -> npt.NDArray[np.int64]:
+        return self._memory[number].last(rows * columns * 8).view(np.int64).reshape(rows, columns)
+
+
+def lying_frames(chance: random.Random, frames: npt.NDArray[np.int64], counts: list[int]) -> None:
+    """What headers say of batches of ``counts`` records."""
+    for frame, count in zip(frames, counts, strict=True):
+        frame[codes.FRAME_RECORDS] = count
+        frame[codes.FRAME_BASE] = chance.choice([0, 10, 2**62])
+        frame[codes.FRAME_DELTA] = chance.choice([0, 5, 100, 100, 2**31 - 1])
+        frame[codes.FRAME_TIMESTAMP] = chance.choice([TIME, TIME, -1, 2**63 - 1, -(2**63)])
+        frame[codes.FRAME_TIMESTAMP_MAX] = TIME
+        frame[codes.FRAME_ATTRIBUTES] = chance.choice([0, 0, 1, 3]) | chance.choice([0, 0, 0, APPEND_TIME])
 
 
 @long_test
@@ -396,58 +291,101 @@ class Outputs:
 def test_the_kernel_stays_within_its_buffers() -> None:
     """Hostile records from memory that ends at a forbidden page, into outputs of any size that do too."""
     chance = random.Random(SEED + 1)
-    memory, outputs = Guarded(1 << 20), Outputs()
-    codes: dict[int, int] = {}
+    response, inflated, outputs, tables = Guarded(1 << 20), Guarded(1 << 20), Outputs(), Tables()
+    found: dict[int, int] = {}
+    later = 0
     for number in range(ROUNDS):
-        records, count = lying_records(chance)
-        if chance.random() < 0.4:
-            records = damaged(chance, records)
-        source = memory.holding(records, at_end=chance.random() < 0.8)
-        cursors = np.zeros(kernel.CURSORS, np.int64)
-        code = kernel.decode(
-            source, count, chance.choice([0, 10, 2**62]), chance.choice([0, 5, 100, 2**31 - 1]),
-            chance.choice([TIME, -1, 2**63 - 1, -(2**63)]), TIME, chance.random() < 0.2,
-            chance.choice([0, 2, 2**62]), cursors, *outputs.arrays(chance),
-        )  # fmt: skip
-        codes[code] = codes.get(code, 0) + 1
-        assert code in kernel.FAULTS or code == kernel.OK or code >= kernel.ROWS_FULL, (
-            f"seed {SEED + 1}, round {number}"
-        )
-    print(f"{ROUNDS} batches: {codes}")
-    expected = {
-        kernel.OK,
-        *range(kernel.BAD_VARINT, kernel.TRAILING + 1),
-        *range(kernel.ROWS_FULL, kernel.CONTENTS_FULL + 1),
+        where = f"seed {SEED + 1}, round {number}"
+        parts, counts = [], []
+        for _ in range(chance.choice([1, 1, 2, 4])):
+            records, count = lying_records(chance)
+            parts.append(damaged(chance, records) if chance.random() < 0.2 else records)
+            counts.append(count)
+        ends = np.cumsum([len(part) for part in parts])
+        frames, places = tables.of(0, len(parts), codes.FRAME_COLUMNS), tables.of(1, len(parts), 2)
+        lying_frames(chance, frames, counts)
+        places[:, codes.PLACE_START], places[:, codes.PLACE_END] = ends - [len(part) for part in parts], ends
+        if chance.random() < 0.1:
+            places[chance.randrange(len(parts)), chance.randrange(2)] = chance.choice(HOSTILE_NUMBERS)
+        data = b"".join(parts)
+        sources = [each.holding(data, at_end=chance.random() < 0.8) for each in (response, inflated)]
+        offset_min, bytes_max = chance.choice([0, 2, 2**62]), chance.choice([1, 300, 2**31 - 1])
+        cursors, arrays = np.zeros(2 * codes.CURSORS, np.int64), outputs.arrays(chance)
+        done, code = kernel.decode(*sources, frames, places, offset_min, bytes_max, cursors, arrays)
+        found[code] = found.get(code, 0) + 1
+        assert code in codes.FAULTS or code == codes.OK or code >= codes.ROWS_FULL, where
+        assert 0 <= done <= len(parts), where
+        if code != codes.OK and done:
+            # What a batch has left behind before it turned out to be wrong is as if it had not been.
+            later += 1
+            again = np.zeros(2 * codes.CURSORS, np.int64)
+            assert kernel.decode(*sources, frames[:done], places[:done], offset_min, bytes_max, again, arrays) == (
+                done,
+                codes.OK,
+            ), where
+            assert cursors[: codes.RECORD].tolist() == again[: codes.RECORD].tolist(), where
+    print(f"{ROUNDS} runs: {found}, {later} not in the first batch")
+    assert later > ROUNDS // 100
+    assert found.keys() == {
+        codes.OK,
+        *range(codes.BAD_VARINT, codes.TRAILING + 1),
+        *range(codes.ROWS_FULL, codes.CONTENTS_FULL + 1),
     }
-    assert codes.keys() == expected
 
 
 @long_test
 @pytest.mark.slow
 def test_walking_stays_within_the_response() -> None:
-    """Hostile frames in memory that ends at a forbidden page, into a table that may be too small."""
+    """Hostile frames in memory that ends at a forbidden page, into tables that may be too small."""
     chance = random.Random(SEED + 2)
-    memory, table = Guarded(1 << 20), Guarded(1 << 12)
-    codes: dict[int, int] = {}
+    memory, tables = Guarded(1 << 20), Tables()
+    walked: dict[int, int] = {}
+    planned: dict[int, int] = {}
+    kinds: dict[int, int] = {}
     for _ in range(ROUNDS):
         data = b"".join(hostile(chance) for _ in range(chance.choice([1, 1, 2, 3])))
         if chance.random() < 0.3:
             data = data[: chance.randrange(min(len(data), 80) + 1)]
         source = memory.holding(data, at_end=chance.random() < 0.8)
         rows = chance.choice([0, 1, 2, 10])
-        frames = table.last(rows * kernel.FRAME_COLUMNS * 8).view(np.int64).reshape(rows, kernel.FRAME_COLUMNS)
+        frames = tables.of(0, rows, codes.FRAME_COLUMNS)
         count, code = kernel.walk(source, chance.choice([0, 5, 2**62]), frames)
-        codes[code] = codes.get(code, 0) + 1
+        walked[code] = walked.get(code, 0) + 1
         assert 0 <= count <= rows
         end = 0
-        for start, stop, magic, base, after in frames[:count].tolist():
+        for start, stop, magic, base, after in frames[:count, :5].tolist():
             assert start == end
-            assert start + kernel.OVERHEAD_BYTES + kernel.LEGACY_BYTES_MIN <= stop <= len(data)
+            assert start + codes.OVERHEAD_BYTES + codes.LEGACY_BYTES_MIN <= stop <= len(data)
             assert magic in (0, 1, 2)
             assert 0 <= base < after
             end = stop
-    print(f"{ROUNDS} responses: {codes}")
-    assert codes.keys() == {kernel.OK, kernel.CUT_OFF, kernel.BAD_FRAME, kernel.BAD_RANGE, kernel.BAD_FORMAT}
+        if not count:
+            continue
+        first, places = chance.randrange(count), tables.of(1, chance.choice([0, 1, 10]), codes.PLACE_COLUMNS)
+        blocks = tables.of(2, chance.choice([0, 1, 2, 10]), codes.BLOCK_COLUMNS)
+        run, used, code = kernel.plan(
+            source, frames[:count], first, chance.choice([0, 0, 1]), chance.choice([-1, -1, 0, APPEND_TIME]),
+            chance.choice([0, CONTROL]), chance.choice([0, 1 << 20]), places, blocks,
+        )  # fmt: skip
+        planned[code] = planned.get(code, 0) + 1
+        assert 0 <= run <= min(count - first, len(places))
+        assert 0 <= used <= len(blocks)
+        assert code == codes.OK or run == 0
+        for at, (start, stop) in enumerate(places[:run].tolist()):
+            assert (start, stop) == (
+                frames[first + at, codes.FRAME_START] + RECORDS_AT,
+                frames[first + at, codes.FRAME_END],
+            )
+        for frame, kind, start, stop, _ in blocks[:used].tolist():
+            kinds[kind] = kinds.get(kind, 0) + 1
+            assert first <= frame < first + max(1, run)
+            assert frames[frame, codes.FRAME_START] + RECORDS_AT <= start <= stop <= frames[frame, codes.FRAME_END]
+    print(f"{ROUNDS} responses: {walked}, {planned}, {kinds}")
+    assert walked.keys() == {codes.OK, codes.CUT_OFF, codes.BAD_FRAME, codes.BAD_RANGE, codes.BAD_FORMAT}
+    assert planned.keys() == {
+        codes.OK, codes.SPECIAL, codes.BAD_CHECKSUM, codes.BAD_COUNT, codes.BAD_CODEC
+    }  # fmt: skip
+    assert kinds.keys() >= {codes.GZIP, codes.SNAPPY, codes.LZ4, codes.ZSTD, codes.LZ4_BLOCK}
 
 
 def test_texts_and_numbers_that_are_cut_off() -> None:
@@ -456,11 +394,11 @@ def test_texts_and_numbers_that_are_cut_off() -> None:
     for text in ("ä", "€", "😀"):
         for cut in range(1, len(text.encode())):
             source = memory.holding(b"x" + text.encode()[:cut])
-            assert not kernel.is_utf8(source, 0, source.size)
+            assert not primitives.is_utf8(source, 0, source.size)
     for number in HOSTILE_VARINTS:
         source = memory.holding(number)
         for end in range(len(number) + 1):
-            assert kernel.varint(source, 0, end)[1] in (-1, *range(1, end + 1))
+            assert primitives.varint(source, 0, end)[1] in (-1, *range(1, end + 1))
 
 
 def test_random_bytes() -> None:

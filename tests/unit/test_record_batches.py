@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 
 import cramjam
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.kafka import codecs, kernel
+from connectors.kafka import codecs, columns
 from connectors.kafka.columns import Columns
+from connectors.kafka.kernel import primitives
 from connectors.kafka.record_batches import RecordBatches
-from engine.batch import RECORDS
+from engine.batch import RECORDS, Batch
 from engine.errors import CorruptRecords, Domain
 from tests.unit.record_bytes import (
     APPEND_TIME,
@@ -367,7 +369,7 @@ def test_lies_are_named(records: bytes, count: int, reason: str | None) -> None:
 )
 def test_utf8(text: bytes, valid: bool) -> None:
     """What is UTF-8 and what is not, as Python has it."""
-    assert bool(kernel.is_utf8(np.frombuffer(text, np.uint8), 0, len(text))) is valid
+    assert bool(primitives.is_utf8(np.frombuffer(text, np.uint8), 0, len(text))) is valid
     try:
         text.decode()
     except UnicodeDecodeError:
@@ -385,7 +387,7 @@ def test_utf8_as_python_has_it(text: bytes) -> None:
         valid = True
     except UnicodeDecodeError:
         valid = False
-    assert bool(kernel.is_utf8(np.frombuffer(text, np.uint8), 0, len(text))) is valid
+    assert bool(primitives.is_utf8(np.frombuffer(text, np.uint8), 0, len(text))) is valid
 
 
 @pytest.mark.parametrize(
@@ -462,3 +464,52 @@ def test_columns_without_records() -> None:
     made = Columns().record_batch()
     made.validate(full=True)
     assert (made.num_rows, made.schema) == (0, RECORDS)
+
+
+def pieces_of(data: bytes, bytes_max: int) -> list[Batch]:
+    reader = RecordBatches(data, topic=TOPIC, partition=PARTITION, position=0)
+    made = []
+    while reader.has_more:
+        made.append(reader.read(bytes_max))
+    return made
+
+
+EVENT: Row = (None, b"event " * 40, ())
+LARGE_KEYS: Row = (b"key " * 300, b"v", ())
+HEADED: Row = (b"k", b"v" * 20, [("name", b"content " * 10)] * 3)
+
+
+@pytest.mark.parametrize("bytes_max", [1, 100_000, 1 << 23])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [EVENT],
+        [LARGE_KEYS],
+        [HEADED],
+        [(None, None, ())],
+        [EVENT, LARGE_KEYS],
+        [(None, bytes(900), ()), (None, bytes(range(256)) * 3, ())],  # of which the first compresses, and misleads
+    ],
+)
+@pytest.mark.parametrize("codec", ["none", "lz4", "gzip"])
+def test_what_is_held_is_what_is_said(kinds: list[Row], bytes_max: int, codec: str) -> None:
+    """The buffers of Batches hold hardly more than what they are counted with."""
+    data = b"".join(built([kinds[at * len(kinds) // 40]] * 50, codec=codec, base=50 * at) for at in range(40))
+    pieces_of(data, bytes_max)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.take_snapshot()
+        batches = pieces_of(data, bytes_max)
+        after = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+    # Arrays of columns alone: what the threads keep to decompress into is not of a Batch.
+    mine = [tracemalloc.Filter(True, columns.__file__)]
+    held = sum(
+        each.size_diff for each in after.filter_traces(mine).compare_to(before.filter_traces(mine), "filename")
+    )
+    said = sum(batch.nbytes for batch in batches)
+    used = sum(batch.records.nbytes for batch in batches)
+    assert abs(said - used) <= used // 100
+    assert held <= 1.3 * said + 4_000 * len(batches), (held, said, len(batches))
+    assert held >= said // 2  # the measure sees them
