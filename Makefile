@@ -29,8 +29,8 @@ check: $(READY) ## ruff and mypy, strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-crash: $(READY) ## the long form of the crash tests (about ten minutes)
-	HEADRACE_CRASH=long $(BIN)/python -m pytest tests/crash -s
+crash: $(READY) ## the long form of the crash and cluster tests (about fifteen minutes)
+	HEADRACE_CRASH=long $(BIN)/python -m pytest tests/crash tests/integration/test_cluster.py -s
 
 bench: $(READY) ## what headrace does on this machine
 	$(BIN)/python -m benchmarks

@@ -1,8 +1,8 @@
 """A small cell of the benchmark: ETL to Parquet costs headrace less than the best loop written by hand.
 
 What is compared is processor time, for time says little beside other work on the machine. Of each system it is
-what it took between the first record and the last commit, so that starting and importing do not count, and the least
-of a few runs, because everything that disturbs a run adds to it. The whole benchmark is `python -m benchmarks`.
+what it took between the first record and the last commit, so that starting and importing do not count, and the
+least of a few runs, because everything that disturbs a run adds to it. The whole is `python -m benchmarks`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from benchmarks.workloads import WORKLOADS
 EVENTS = 300_000
 REPETITIONS = 2
 
-#: headrace's events for each processor second to the loop's. Of thirteen pairs of runs on a machine with six times as
-#: much work as cores, the least of two gave 1.3 to 1.75; nothing was below 1.3.
+#: headrace's events for each processor second to the loop's. In thirteen pairs of runs on a machine with six times
+#: as much work as it has cores, the least of two gave 1.3 to 1.75.
 LEAD_MIN = 1.1
 
 
