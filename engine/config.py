@@ -130,7 +130,10 @@ class SourceConfig(Model):
     )
     starting_position_timestamp: Time | None = Field(None, description="goes with AT_TIMESTAMP")
     batch_size: int | None = Field(
-        None, ge=1, le=1_000_000, description="records of one invocation; 100 for kinesis and kafka, else 10,000"
+        None,
+        ge=1,
+        le=1_000_000,
+        description="records of one invocation; 100 for kinesis and kafka, 25,000 for sql, else 10,000",
     )
     maximum_batching_window_in_seconds: float = Field(
         0.5, ge=0, le=300, description="how long a partial batch waits for more"
@@ -371,11 +374,13 @@ class Config(Model):
 
 
 def batch_size(pipeline: PipelineConfig) -> int:
-    """AWS's default where AWS's events are made; columns want larger batches."""
+    """AWS's default where AWS's events are made; columns want more, and a query costs a millisecond."""
     if pipeline.source.batch_size is not None:
         return pipeline.source.batch_size
-    makes_events = pipeline.function is not None and pipeline.function.kind in EVENT_KINDS
-    return 100 if makes_events else 10_000
+    kind = None if pipeline.function is None else pipeline.function.kind
+    if kind in EVENT_KINDS:
+        return 100
+    return 25_000 if kind == "sql" else 10_000
 
 
 def group_id(name: str, pipeline: PipelineConfig) -> str:

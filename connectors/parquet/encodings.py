@@ -24,6 +24,9 @@ DISTINCT_SHARE_MAX = 0.75
 #: Uncompressed bytes of a page: what stays in the processor's caches while it is encoded.
 PAGE_BYTES = 256 * 1024
 
+#: Rows that are encoded in one call.
+BATCH_ROWS = 8_192
+
 
 def writer(file: object, schema: pa.Schema, rows: pa.Table, compression: str) -> pq.ParquetWriter:
     """A writer of ``file`` with encodings that suit ``rows``, which are its first."""
@@ -35,6 +38,7 @@ def writer(file: object, schema: pa.Schema, rows: pa.Table, compression: str) ->
         use_dictionary=dictionary,
         column_encoding=dict.fromkeys(differences, "DELTA_BINARY_PACKED") or None,
         data_page_size=PAGE_BYTES,
+        write_batch_size=BATCH_ROWS,
     )
 
 
