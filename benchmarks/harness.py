@@ -1,7 +1,7 @@
 """Runs systems on workloads: topics of the sizes wanted, runs interleaved between systems, each result checked.
 
-Sizing: a first run of a system on a small topic is its warm-up and is dropped; from its rate, and again from the
-rate on the topic chosen so, follows the topic with which a run lasts as long as asked for. Every system of a
+Sizing: a first run of a system on a small topic is its warm-up and is dropped; from its rate, and again from that
+between runs on larger ones, follows the topic with which a run lasts as long as asked for. Every system of a
 workload has its turn before any has its second; the order moves by one each time. Dirty pages are written back
 before each run, so that nobody pays for another's output.
 
@@ -27,9 +27,9 @@ from benchmarks.workloads import Answers, Workload
 
 #: Sizes of the topics of click events; real data come in passes.
 LADDER = (50_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000, 20_000_000, 40_000_000)
-#: Runs for finding a size, the small one included; one that lasts this share of the time wanted tells it, with a
-#: margin, and the next is at most so many times as large.
-SIZINGS_MAX, SHARE_MIN, MARGIN, STEP_MAX = 3, 0.1, 1.1, 20
+#: Runs for finding a size, the small one included. Two that differ by this share of the time wanted tell the rate;
+#: the time is taken with a margin, and a size is at most so many times the one before.
+SIZINGS_MAX, SHARE_MIN, MARGIN, STEP_MAX, SHORT_SECONDS = 3, 0.05, 1.1, 20, 0.1
 RUN_SECONDS_MAX = 900.0
 FLUSH_EVENTS = 1_000_000
 
@@ -128,19 +128,30 @@ class Harness:
                 topics.delete(self.bootstrap, name)
 
     def events_for(self, workload: Workload, system: System, seconds: float, first: Mapping[str, Any]) -> int:
-        """The size of the topic with which a run lasts ``seconds``, by runs that are dropped; ``first`` is one."""
-        entry = first
+        """The size of the topic with which a run lasts ``seconds``, by runs that are dropped; ``first`` is one.
+
+        The rate is that between two runs, for a start may take longer than a small run's work.
+        """
+        events, took = int(first["events"]), first["seconds"]
+        if took is None or took >= seconds:
+            return events
+        rate, is_known = events / took, False
         for left in reversed(range(SIZINGS_MAX)):
-            events, took = int(entry["events"]), entry["seconds"]
-            if took is None:
-                return events
-            # Starting up is in it, so that a short run has less than the system's rate.
-            wanted = MARGIN * seconds * events / took
+            wanted = events + (MARGIN * seconds - took) * rate
             larger = next((size for size in LADDER if size >= wanted), LADDER[-1])
-            if took >= seconds * SHARE_MIN or larger <= events or not left:
+            if is_known or larger <= events or not left:
                 return larger
-            entry = self.run(
-                workload, system, max(size for size in LADDER if size <= min(larger, STEP_MAX * events))
+            following = max(size for size in LADDER if size <= min(larger, STEP_MAX * events))
+            before = events, took
+            events, took = following, self.run(workload, system, following)["seconds"]
+            if took is None:
+                return before[0]
+            if took >= seconds:
+                return events
+            difference = took - before[1]
+            rate, is_known = (
+                (events - before[0]) / max(difference, SHORT_SECONDS),
+                difference >= seconds * SHARE_MIN,
             )
         raise AssertionError("the last one returns")
 

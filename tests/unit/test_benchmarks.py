@@ -401,17 +401,17 @@ class Pretended(Harness):
 
 class TestSizing:
     @pytest.mark.parametrize(
-        ("start_seconds", "rate"), [(0.0, 1_000), (1.0, 30_000), (0.3, 300_000), (1.5, 1_250_000)]
+        ("start_seconds", "rate"), [(0.0, 1_000), (0.5, 3_000), (0.3, 300_000), (1.5, 1_250_000), (13.0, 240_000)]
     )
     def test_a_run_lasts_as_long_as_asked_for(self, start_seconds: float, rate: float) -> None:
-        """From a small run to the smallest topic that is enough, in few runs."""
+        """A topic that is enough and not much larger, in few runs, however long a start takes."""
         pretended = Pretended(start_seconds, rate)
         etl, headrace = WORKLOADS["etl"], own()[0]
         first = pretended.run(etl, headrace, harness.LADDER[0])
         events_chosen = pretended.events_for(etl, headrace, 30.0, first)
         assert events_chosen in harness.LADDER
         enough = [size for size in harness.LADDER if start_seconds + size / rate >= 30]
-        assert events_chosen == enough[0]
+        assert events_chosen in enough[:2]
         assert len(pretended.asked) <= harness.SIZINGS_MAX
 
     def test_systems_take_turns(self) -> None:
