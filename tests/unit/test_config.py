@@ -64,7 +64,8 @@ def test_every_fault_of_every_section_is_reported_at_once() -> None:
         "pipelines.p.source.batch_sise: unknown key; did you mean batch_size?",
         "pipelines.p.source.starting_position = 'LATSET': valid are 'TRIM_HORIZON', 'LATEST' or 'AT_TIMESTAMP'; "
         "did you mean LATEST?",
-        "pipelines.third.sink.type = 'duckdbb': valid are 'parquet', 'duckdb', 'kafka', 'none'; did you mean duckdb?",
+        "pipelines.third.sink.type = 'duckdbb': valid are 'parquet', 'duckdb', 'kafka', 'none'; "
+        "did you mean duckdb?",
         "pipelines.third.source.topic = 'a b': string should match pattern '^[A-Za-z0-9._-]+$'",
     ]
     lines = str(raised.value).splitlines()
