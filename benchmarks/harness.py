@@ -102,6 +102,8 @@ class Harness:
             processes=system.processes,
         )
         entry: dict[str, Any] = {"workload": workload.name, "system": system.name, "events": topic.events}
+        if workload.topic != "clicks":
+            entry["data"] = real.source(workload.topic)
         command, environment = system.start(job)
         os.sync()
         try:

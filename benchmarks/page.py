@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import real, results, targets
+from benchmarks import results, targets
 from benchmarks.plots import Bar, chart
 from benchmarks.results import Cell
 from benchmarks.systems import HEADRACE
@@ -105,8 +105,8 @@ def _targets(document: Mapping[str, Any], cells: Mapping[str, Sequence[Cell]]) -
 def _workload(document: Mapping[str, Any], workload: str, row: Sequence[Cell]) -> Iterator[str]:
     about = WORKLOADS[workload]
     yield from (f"## {about.title}", "", f"![{about.title}](plots/{workload}.svg)", "")
-    if about.topic != "clicks":
-        yield from (f"Data: {real.source(about.topic)}.", "")
+    for data in dict.fromkeys(run["data"] for cell in row for run in cell.runs if "data" in run):
+        yield from (f"Data: {data}.", "")
     yield (
         "| system | events | events/s | spread | events per CPU s | without a start | CPU s per million | peak MB "
         "| MB written | files | flushes | delivery | result | headrace / it: events/s | per CPU s |"
