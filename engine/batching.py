@@ -128,14 +128,15 @@ class Batcher:
         if due_at is None or (due_at > now and not flush):
             return []
         taken: list[Batch] = []
-        records = payload = 0
-        is_bounded = self._bound >= self._payload_bytes_max
+        records = bound = 0
         while self._waiting:
-            first = self._waiting[0]
-            batch, room = first.batch, self._records_max - records
-            count = self._fitting(first.sizes, room, payload, records) if is_bounded else min(room, len(batch))
-            if is_bounded:
-                payload += int(first.sizes[:count].sum())
+            batch = self._waiting[0].batch
+            count = min(self._records_max - records, len(batch))
+            head = batch.head(count) if count else batch
+            bound += self._payload.bound(head) if count else 0
+            if bound > self._payload_bytes_max:  # perhaps: now it has to be known
+                count = self._fitting(head, taken)
+                bound = self._payload_bytes_max
             if count < len(batch):
                 if count:
                     taken.append(batch.head(count))
@@ -149,13 +150,12 @@ class Batcher:
         self._opened_at = now if self._waiting else None
         return taken
 
-    def _fitting(self, sizes: NDArray[np.int64], room: int, payload: int, records: int) -> int:
-        """How many leading records still fit; the first record of a batch always does."""
-        if room <= 0:
-            return 0
-        total = np.cumsum(sizes[:room])
-        within = int(np.searchsorted(total, self._payload_bytes_max - payload, side="right"))
-        return max(within, min(1, len(sizes))) if records == 0 else within
+    def _fitting(self, batch: Batch, taken: list[Batch]) -> int:
+        """How many leading records still fit beside ``taken``; the first record of all always does."""
+        used = sum(int(self._payload.each(each).sum()) for each in taken)
+        total = np.cumsum(self._payload.each(batch))
+        within = int(np.searchsorted(total, self._payload_bytes_max - used, side="right"))
+        return within if any(map(len, taken)) else max(within, min(1, len(batch)))
 
     def _append(self, waiting: _Waiting, *, at_front: bool = False) -> None:
         if at_front:

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.systems import job as jobs
 from benchmarks.systems.job import Job
-from engine.cli.start import share_heaps
+from engine.cli.start import prepare
 
 #: The pipeline of `summary`.
 PIPELINE = "bench"
@@ -133,7 +133,7 @@ class Watch(logging.Handler):
 
 
 def main() -> int:
-    share_heaps()  # as the command does, before anything that allocates is imported
+    prepare()  # as the command does, before anything that allocates is imported
     job = jobs.read()
     config = Path(job.scratch) / "headrace.toml"
     config.write_text(toml(configuration(job)))

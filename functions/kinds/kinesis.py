@@ -29,6 +29,10 @@ ACCOUNT = "000000000000"
 NULL_KEY = "null"
 SEQUENCE_DIGITS = 56
 _OFFSET_DIGITS = 19  # of the largest 64-bit offset
+
+#: Whole numbers up to here are exact as floats; beyond them only Python's own division is.
+EXACT_MS_MAX = 2**53
+
 SEQUENCE_PREFIX = "49" + "0" * (SEQUENCE_DIGITS - 2 - _OFFSET_DIGITS)
 
 
@@ -93,23 +97,35 @@ def build(
     values: Iterable[bytes | None],
 ) -> dict[str, object]:
     """The event of records of one partition; ``timestamps`` are milliseconds. Holds no reference to its input."""
+    seconds = [timestamp / 1000 for timestamp in timestamps]
+    return _event(stream, partition, offsets, seconds, map(partition_key, keys), values)
+
+
+def _event(
+    stream: KinesisStream,
+    partition: int,
+    offsets: Iterable[int],
+    seconds: Iterable[float],
+    keys: Iterable[str],
+    values: Iterable[bytes | None],
+) -> dict[str, object]:
     arn, role_arn, aws_region = stream.arn, stream.role_arn, stream.region
-    event_id = f"{shard_id(partition)}:{SEQUENCE_PREFIX}"
+    shard = f"{shard_id(partition)}:"
     records = []
-    for offset, timestamp, key, value in zip(offsets, timestamps, keys, values, strict=True):
-        digits = f"{offset:019d}"
+    for offset, arrival, key, value in zip(offsets, seconds, keys, values, strict=True):
+        sequence = f"{SEQUENCE_PREFIX}{offset:019d}"
         records.append(
             {
                 "kinesis": {
                     "kinesisSchemaVersion": "1.0",
-                    "partitionKey": NULL_KEY if key is None else partition_key(key),
-                    "sequenceNumber": SEQUENCE_PREFIX + digits,
+                    "partitionKey": key,
+                    "sequenceNumber": sequence,
                     "data": b2a_base64(value, newline=False).decode("ascii") if value else "",
-                    "approximateArrivalTimestamp": timestamp / 1000,
+                    "approximateArrivalTimestamp": arrival,
                 },
                 "eventSource": "aws:kinesis",
                 "eventVersion": "1.0",
-                "eventID": event_id + digits,
+                "eventID": shard + sequence,
                 "eventName": "aws:kinesis:record",
                 "invokeIdentityArn": role_arn,
                 "awsRegion": aws_region,
@@ -122,11 +138,13 @@ def build(
 def event(batch: Batch, *, role: str = "headrace") -> dict[str, object]:
     """The event of a batch."""
     offsets, timestamps, keys, values = (batch.records.column(i) for i in range(4))
-    return build(
+    milliseconds = timestamps.to_numpy()
+    exact = len(milliseconds) == 0 or (milliseconds.min() > -EXACT_MS_MAX and milliseconds.max() < EXACT_MS_MAX)
+    return _event(
         KinesisStream(batch.topic, region(), role),
         batch.partition,
-        offsets.to_pylist(),
-        timestamps.to_pylist(),
-        keys.to_pylist(),
+        offsets.to_numpy().tolist(),
+        (milliseconds / 1000).tolist() if exact else [each / 1000 for each in milliseconds.tolist()],
+        map(partition_key, keys.to_pylist()),
         values.to_pylist(),
     )
