@@ -20,7 +20,7 @@ from benchmarks.systems import HEADRACE, LOOP
 from benchmarks.workloads import WORKLOADS
 
 #: So many that starting up is a small part of a run on a machine with two free cores.
-EVENTS = {"etl": 3_000_000, "filter": 3_000_000, "window": 3_000_000, "handler": 1_000_000}
+EVENTS = {"etl": 5_000_000, "filter": 5_000_000, "window": 5_000_000, "handler": 1_000_000}
 REPETITIONS = 2
 #: A repetition beyond the first is not started when it would end later than this after the start.
 SECONDS_MAX = 260.0

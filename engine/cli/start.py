@@ -35,9 +35,9 @@ def main() -> None:
 def prepare() -> None:
     """Have memory allocated and collected as an engine needs it; to be called before Arrow is imported.
 
-    All threads allocate from two heaps, Arrow's buffers too. Batches are made in one thread and let go in another. Allocators that keep memory for each thread hold several
-    times what is in use then: a quarter less memory and processor time were measured with 64 shards. What the
-    variables of Arrow and glibc say goes first.
+    All threads allocate from two heaps, Arrow's buffers too. Batches are made in one thread and let go in another;
+    allocators that keep memory for each thread hold several times what is in use then: a quarter less memory and
+    processor time were measured with 64 shards. What the variables of Arrow and glibc say goes first.
     """
     gc.set_threshold(COLLECT_AFTER_OBJECTS, 10, 10)
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
