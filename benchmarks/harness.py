@@ -31,7 +31,7 @@ LADDER = (50_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
 #: the time is taken with a margin, and a size is at most so many times the one before.
 SIZINGS_MAX, SHARE_MIN, MARGIN, STEP_MAX, SHORT_SECONDS = 3, 0.05, 1.1, 20, 0.1
 RUN_SECONDS_MAX = 900.0
-FLUSH_EVENTS = 1_000_000
+FLUSH_EVENTS = 200_000
 
 
 def say(text: str) -> None:
