@@ -10,7 +10,7 @@ import dataclasses
 import json
 import signal
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,18 +92,23 @@ def start(
             progress=_progress,
         )
         try:
+            # From here on a signal is kept, not raised: Python drops what is raised while it collects garbage.
+            stopping = threading.Event()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, lambda *_: stopping.set())
             _answer(running.bootstrap, as_json)
-            _watch(running)
+            _watch(running, stopping)
         finally:
             running.stop()
 
 
-def _watch(running: Broker) -> None:
-    """Until a signal, or until the last node ends: by ``broker stop`` (fine) or by itself (an error)."""
+def _watch(running: Broker, stopping: threading.Event) -> None:
+    """Until ``stopping``, or until the last node ends: by ``broker stop`` (fine) or by itself (an error)."""
     alive = list(running.nodes)
     failure: HeadraceError | None = None
     while alive:
-        time.sleep(WATCH_SECONDS)
+        if stopping.wait(WATCH_SECONDS):
+            return
         for node in [each for each in alive if not running.node_running(each)]:
             alive.remove(node)
             failure = running.node_failure(node)
