@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from connectors.duckdb.aggregate import canonical
 from connectors.duckdb.catalog import Binding
 from connectors.duckdb.positions import read_positions as read_duckdb_positions
 from connectors.duckdb.schema import TableName
@@ -141,8 +142,8 @@ class _Ends:
                     read_parquet_positions, sink.path, pipeline=self.name, stream=self.stream
                 )
             case DuckDBSinkConfig() as sink:
-                table, order = str(TableName.parse(sink.table)), sink.order_by if sink.key else ""
-                binding = Binding(self.name, table, sink.mode, sink.key, order)
+                table, order = str(TableName.parse(sink.table)), sink.order_by if sink.mode == "upsert" else ""
+                binding = Binding(self.name, table, sink.mode, sink.key, order, canonical(sink.aggregates or {}))
                 return await asyncio.to_thread(read_duckdb_positions, sink.path, binding, self.stream)
             case KafkaSinkConfig() as sink:
                 return await read_kafka_positions(
