@@ -37,7 +37,7 @@ bench: $(READY) ## what headrace does on this machine
 
 lock: $(READY) ## resolve the dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet -o requirements.lock
+		--no-annotate --no-header --quiet -o requirements.lock
 
 clean: ## remove what the other targets made, the virtual environment included
 	rm -rf $(VENV) .headrace-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist

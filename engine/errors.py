@@ -4,6 +4,8 @@
     ├── UserError            exit 2: the caller can mend it
     │   ├── ConfigError      a configuration with faults, all of them listed
     │   ├── HandlerError     a handler that cannot be loaded, raises, or returns what its kind does not allow
+    │   │   ├── FunctionError  it raised, ended, took too long or too much, in its own process
+    │   │   └── Throttled      it was not called, for want of an environment
     │   ├── DataError        records that cannot be passed and have no on-failure destination
     │   │   └── RowsRefused  rows that a sink cannot take, while it could take the others
     │   ├── SinkMismatch     a sink that belongs to another pipeline, cluster or topic, or has another schema
@@ -70,7 +72,34 @@ class ConfigError(UserError):
 
 
 class HandlerError(UserError):
-    pass
+    """A function that cannot be loaded or called, or what it did. ``error_type`` is what AWS calls the fault."""
+
+    @property
+    def error_type(self) -> str:
+        return type(self).__name__
+
+
+class FunctionError(HandlerError):
+    """An invocation that failed: the function raised, ended, took too long or too much.
+
+    ``error_type`` is the exception's class name or a fault of the runtime (Runtime.ExitError,
+    Sandbox.Timedout, ...); ``stack_trace`` has formatted frames, outermost first.
+    """
+
+    def __init__(self, message: str, error_type: str, stack_trace: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self._error_type = error_type
+        self.stack_trace = list(stack_trace)
+
+    @property
+    def error_type(self) -> str:
+        return self._error_type
+
+
+class Throttled(HandlerError):
+    """The function did not run: no environment was free or could be started. No attempt is used up."""
+
+    retry = True
 
 
 class DataError(UserError):

@@ -16,6 +16,10 @@ from engine.batch import Batch, Stream
 from engine.context import Context
 
 
+#: The largest state of a shard: what AWS allows a tumbling window (1 MB of 1024 KB), and what is kept around it.
+STATE_BYTES_MAX = 1024 * 1024 + 4096
+
+
 class Clock(Protocol):
     """Time, passed in so that tests own it."""
 
@@ -116,6 +120,7 @@ class FailedRecord:
     reason: str
     error_type: str
     attempts: int
+    request_id: str | None = None  #: of the last invocation that the record was part of
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,28 +153,55 @@ class Result:
 
     ``rows`` go to the sink; ``faults`` name records that the handler could not take (each is reported on
     failure, alone); ``dropped`` counts records it let go on purpose. The other records count as handled.
+
+    ``failed_from`` is the lowest offset that a partial batch response reports: what lies before it is handled,
+    and the rest of the batch is tried again. ``state`` is what a tumbling window hands to its next
+    invocation, as JSON text; None outside of windows.
     """
 
     rows: pa.Table | Sequence[Mapping[str, object]] | None = None
     faults: Sequence[Fault] = ()
     dropped: int = 0
+    failed_from: int | None = None
+    state: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Everything that came of the offsets ``[start, end)`` of a shard; a sink takes it whole or not at all."""
+    """Everything that came of the offsets ``[start, end)`` of a shard; a sink takes it whole or not at all.
+
+    ``state`` is the shard's new state, committed with the position (empty: it has none any more); None leaves
+    the one that there is. An outcome without offsets may change the state alone.
+    """
 
     start: int
     end: int
     rows: pa.Table | None
     counts: Counts
     failures: Sequence[FailedRecord] = field(default=())
+    state: bytes | None = None
 
     def __post_init__(self) -> None:
         assert self.counts.total == self.end - self.start, (
             f"{self.counts} does not account for the offsets [{self.start}, {self.end})"
         )
         assert self.counts.failed == len(self.failures)
+        assert self.state is None or len(self.state) <= STATE_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What an invocation in a tumbling window is told beside its records (developer guide, "Tumbling windows").
+
+    ``start`` and ``end`` are seconds since the epoch, half open; ``state`` is the JSON object that the last
+    invocation returned, ``{}`` for the first.
+    """
+
+    start: int
+    end: int
+    state: bytes
+    is_final: bool
+    is_terminated_early: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +211,13 @@ class Invocation:
     ``batch`` holds the raw records. ``columns`` holds their decoded values, one row for each record that
     could be decoded, with the trace columns ``_partition``, ``_offset``, ``_timestamp`` where those are on;
     it is None for handlers whose ``wants_columns`` is false. ``context`` is what a Lambda handler gets.
+    ``window`` is there for pipelines with tumbling windows; their final invocation may have no records.
     """
 
     batch: Batch
     columns: pa.RecordBatch | None
     context: Context
+    window: Window | None = None
 
 
 class Handler(Protocol):
@@ -212,6 +246,10 @@ class ShardWriter(Protocol):
     @property
     def position(self) -> int | None:
         """The committed position: the offset after the last one committed. None before the first commit."""
+
+    @property
+    def state(self) -> bytes:
+        """The committed state of the shard, of whichever owner; empty where there is none."""
 
     @property
     def pending_bytes(self) -> int:
