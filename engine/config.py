@@ -8,10 +8,12 @@ sense on Kafka (AWS Lambda API, CreateEventSourceMapping). Reading the file and 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from engine.config_model import FilePath, Model, Names, Time
+from engine.config_sinks import DuckDBSinkConfig, KafkaSinkConfig, NoSinkConfig, ParquetSinkConfig, SinkConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -21,22 +23,24 @@ RECORD_BYTES_MAX = 4_718_592
 #: AWS closes a batch at 6 MB of payload; "MB" counts 1024 KB there.
 PAYLOAD_BYTES_MAX = 6 * 1024 * 1024
 
-Kind = Literal["kinesis", "kafka", "rows", "arrow", "sql"]
-EVENT_KINDS: frozenset[str] = frozenset({"kinesis", "kafka"})
+Kind = Literal["kinesis", "kafka", "dynamodb", "firehose", "rows", "arrow", "sql"]
+
+#: Kinds that are called with AWS's event, in execution environments.
+EVENT_KINDS: frozenset[str] = frozenset({"kinesis", "kafka", "dynamodb", "firehose"})
+
+#: Kinds of AWS's event source mappings.
+MAPPED_KINDS: frozenset[str] = frozenset({"kinesis", "kafka", "dynamodb"})
+
+#: AWS takes 5 filters of a mapping, and 10 on request; each of so many characters.
+FILTERS_MAX = 10
+PATTERN_CHARACTERS_MAX = 4096
+
+#: What AWS demands of the names of environment variables, and of all of them together.
+VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
+VARIABLES_BYTES_MAX = 4096
 
 #: Formats of `SchemaConfig` whose schemas a registry has.
 REGISTERED_FORMATS: frozenset[str] = frozenset({"avro", "protobuf"})
-
-
-#: TOML has text where these are meant, and lists where tuples are.
-FilePath = Annotated[Path, Field(strict=False)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-Time = Annotated[AwareDatetime, Field(strict=False)]
-
-
-class Model(BaseModel):
-    # Strict: a number is no text and true is no number, though pydantic would take them.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class KafkaConfig(Model):
@@ -100,10 +104,35 @@ class EngineConfig(Model):
     )
     shard_bytes_max: int = Field(33_554_432, ge=1_048_576, description="records in flight of one shard")
     handler_threads_max: int = Field(8, ge=1, le=256, description="for decoding, and for each pipeline's handler")
+    function_log_path: FilePath | None = Field(
+        None, description="a directory for what functions print, a file for each log stream; else the engine's log"
+    )
+    function_log_bytes_max: int = Field(
+        67_108_864, ge=65_536, description="of one function's files; the oldest go first"
+    )
+    metering_path: FilePath | None = Field(
+        None, description="a file of what invocations cost, for `headrace report`"
+    )
 
 
 class DestinationConfig(Model):
     on_failure: str | None = Field(None, description='"kafka://TOPIC", or a file: "file:PATH" or "PATH.jsonl"')
+    replay: bool = Field(
+        False, description="also run the function on the topic NAME.retry, where `headrace dlq replay` sends to"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_mapping_has_on_success(cls, value: object) -> object:
+        if isinstance(value, dict) and "on_success" in value:
+            raise ValueError("event source mappings have no on_success, here as on AWS: give the pipeline a sink")
+        return value
+
+    @model_validator(mode="after")
+    def _replays_what_failed(self) -> Self:
+        if self.replay and self.on_failure is None:
+            raise ValueError("replay goes with on_failure: it sends again what is there")
+        return self
 
     @field_validator("on_failure")
     @classmethod
@@ -117,6 +146,20 @@ class DestinationConfig(Model):
         if "://" not in value and value.endswith((".jsonl", ".ndjson")):
             return f"file:{value}"
         raise ValueError('valid are "kafka://TOPIC", "file:PATH" and a path that ends in .jsonl')
+
+
+class FilterConfig(Model):
+    pattern: str = Field(
+        min_length=1, max_length=PATTERN_CHARACTERS_MAX, description="JSON text of an event pattern"
+    )
+
+
+class FilterCriteriaConfig(Model):
+    """A record that matches none of the filters is let go before batches are made."""
+
+    filters: Annotated[tuple[FilterConfig, ...], Field(strict=False)] = Field(
+        (), max_length=FILTERS_MAX, description="one match is enough"
+    )
 
 
 class SourceConfig(Model):
@@ -144,6 +187,31 @@ class SourceConfig(Model):
         le=10_000,
         description="after the first attempt; -1: for ever; with kind kafka and on_failure, 10",
     )
+    maximum_record_age_in_seconds: int = Field(
+        -1, ge=-1, le=604_800, description="older records are reported unhandled; -1: however old; else from 60"
+    )
+    bisect_batch_on_function_error: bool = Field(
+        False, description="halve a batch that fails, down to one record; a split is no retry"
+    )
+    function_response_types: Annotated[tuple[Literal["ReportBatchItemFailures"], ...], Field(strict=False)] = Field(
+        (), max_length=1, description='["ReportBatchItemFailures"]: believe a response\'s batchItemFailures'
+    )
+    parallelization_factor: int = Field(
+        1, ge=1, le=10, description="invocations of one shard at a time; order holds for each key"
+    )
+    lane_bytes_max: int = Field(
+        16_777_216, ge=1_048_576, description="with several lanes: what waits behind the slowest one, of a shard"
+    )
+    tumbling_window_in_seconds: int = Field(
+        0, ge=0, le=900, description="hand a state from invocation to invocation of a window; 0: no windows"
+    )
+    filter_criteria: FilterCriteriaConfig = FilterCriteriaConfig()
+    failed_share_max: float = Field(
+        1.0, gt=0, le=1, description="stop a shard when more of its last records failed; 1: never"
+    )
+    failed_share_records: int = Field(
+        1_000, ge=1, le=1_000_000, description="how many records that share is taken of"
+    )
     retry_backoff_seconds: float = Field(0.1, gt=0, description="first wait; doubles with each attempt")
     retry_backoff_seconds_max: float = Field(30.0, gt=0, description="the longest wait")
     destination_config: DestinationConfig = DestinationConfig()
@@ -166,6 +234,19 @@ class SourceConfig(Model):
         "read_committed", description="Kafka's isolation.level"
     )
     fetch_bytes_max: int = Field(1_048_576, ge=1_024, description="of one shard, in one fetch")
+
+    @field_validator("maximum_record_age_in_seconds")
+    @classmethod
+    def _age(cls, value: int) -> int:
+        if 0 <= value < 60:
+            raise ValueError("valid are -1 and 60 to 604800, as on AWS")
+        return value
+
+    @model_validator(mode="after")
+    def _a_window_is_one_chain(self) -> Self:
+        if self.tumbling_window_in_seconds and self.parallelization_factor > 1:
+            raise ValueError("tumbling_window_in_seconds goes with parallelization_factor = 1")
+        return self
 
     @model_validator(mode="after")
     def _timestamp_goes_with_its_position(self) -> Self:
@@ -210,100 +291,61 @@ class FunctionConfig(Model):
     kind: Kind = Field(description="what the handler is called with")
     handler: str | None = Field(None, description="module.function")
     query: str | None = Field(None, description="kind sql: a DuckDB query over `batch`")
-    name: str | None = Field(None, description="of the function, in its context; the pipeline's when left out")
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="of the function, in its context; the pipeline's when left out",
+    )
     columns: dict[str, str] | None = Field(None, description="of the rows it returns; else of its first rows")
     timeout: float = Field(30.0, gt=0, le=900, description="seconds that one invocation may take")
-    memory_size: int = Field(128, ge=128, le=10_240, description="MB, told to the handler; not enforced in process")
+    root: FilePath | None = Field(
+        None, description="the directory that the handler is imported from; the configuration's when left out"
+    )
+    runtime: Literal["python", "provided"] = Field(
+        "python", description="provided: any program that speaks the Lambda Runtime API"
+    )
+    command: Names = Field((), description="provided: the program and its arguments")
+    memory_size: int = Field(
+        128, ge=128, le=10_240, description="MB that an environment of an event kind may take; else only told"
+    )
+    environment: dict[str, SecretStr] = Field(
+        {}, description="variables of the function's environments; never shown"
+    )
+    reserved_concurrency: int = Field(
+        8, ge=1, le=1_000, description="environments of an event kind at most; started on demand"
+    )
+    idle_seconds_max: float = Field(
+        300.0, gt=0, le=86_400, description="an idle environment is ended after so long"
+    )
+    event_source: Literal["SelfManagedKafka", "aws:SelfManagedKafka", "aws:kafka"] = Field(
+        "SelfManagedKafka", description="kind kafka: what events say; aws:kafka is Amazon MSK"
+    )
+    event_source_arn: str | None = Field(None, description="what events say; needed for aws:kafka")
+
+    @field_validator("environment")
+    @classmethod
+    def _variables(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name in value:
+            if not VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r}: letters, digits and underscore, two at least, a letter first")
+        size = sum(len(name.encode()) + len(text.get_secret_value().encode()) for name, text in value.items())
+        if size > VARIABLES_BYTES_MAX:
+            raise ValueError(f"{size:,} bytes of names and values; at most {VARIABLES_BYTES_MAX:,}, as on AWS")
+        return value
 
     @model_validator(mode="after")
     def _what_the_kind_needs(self) -> Self:
         if self.kind == "sql" and (self.query is None or self.handler is not None):
             raise ValueError('kind = "sql" takes query and no handler')
-        if self.kind != "sql" and (self.handler is None or self.query is not None):
+        if self.kind != "sql" and self.query is not None:
             raise ValueError(f'kind = "{self.kind}" takes handler and no query')
+        if self.runtime == "provided" and (self.kind not in EVENT_KINDS or not self.command):
+            raise ValueError('runtime = "provided" takes command = [...] and an event kind, such as kinesis')
+        if self.runtime == "python" and self.kind != "sql" and (self.handler is None or self.command):
+            raise ValueError(f'kind = "{self.kind}" takes handler (and command only with runtime = "provided")')
+        if (self.event_source == "aws:kafka") != (self.kind == "kafka" and self.event_source_arn is not None):
+            raise ValueError('event_source = "aws:kafka" and event_source_arn go together, with kind = "kafka"')
         return self
-
-
-class ParquetSinkConfig(Model):
-    type: Literal["parquet"]
-    path: FilePath = Field(description="a directory, relative to the configuration file")
-    file_bytes_max: int = Field(134_217_728, ge=1, description="a shard's files of this size are committed")
-    file_age_max_seconds: float = Field(
-        5.0, gt=0, le=86_400, description="freshness: how long rows wait at most before they are committed"
-    )
-    row_group_bytes_max: int = Field(8_388_608, ge=65_536, description="rows of a shard that wait in memory")
-    partition_by: Names = Field((), description='Hive directories: columns, or "date(COLUMN)"')
-    hive_partitions_open_max: int = Field(64, ge=1, le=10_000, description="in one write; records beyond it fail")
-
-
-class DuckDBSinkConfig(Model):
-    type: Literal["duckdb"]
-    path: FilePath = Field(description="a file, relative to the configuration file; made when missing")
-    table: str = Field(min_length=1, max_length=200, description="NAME or SCHEMA.NAME; made when missing")
-    mode: Literal["append", "upsert", "aggregate"] = Field(
-        "append", description="add rows, merge changes by key, or merge partial aggregates by key"
-    )
-    key: Names = Field((), description="upsert, aggregate: the columns that name a row")
-    aggregates: dict[str, str] | None = Field(
-        None,
-        description='aggregate: `{ COLUMN = "sum" }` for every column that is not of the key; valid are sum, count,'
-        " min, max, bool_and, bool_or",
-    )
-    order_by: str = Field("_offset", description="upsert: the last change of a key by this column stays")
-    delete_column: str = Field("_deleted", description="upsert: a row where this is true deletes its key")
-    commit_interval_max_seconds: float = Field(
-        1.0, gt=0, le=3_600, description="freshness: how long rows wait at most before they are committed"
-    )
-    commit_bytes_max: int = Field(67_108_864, ge=1, description="rows of a shard that wait in memory")
-    lock_wait_seconds_max: float = Field(
-        -1.0, ge=-1, description="for a file that another process has; -1: for ever, as a standby"
-    )
-
-    @model_validator(mode="after")
-    def _mode_has_what_it_needs(self) -> Self:
-        if self.mode == "aggregate" and not self.key:
-            raise ValueError('mode = "aggregate" and key = ["COLUMN", ...] go together')
-        if self.mode != "aggregate" and (self.mode == "upsert") != bool(self.key):
-            raise ValueError('mode = "upsert" and key = ["COLUMN", ...] go together')
-        if (self.mode == "aggregate") != bool(self.aggregates):
-            raise ValueError('mode = "aggregate" and aggregates = { COLUMN = "sum", ... } go together')
-        return self
-
-
-class KafkaSinkConfig(Model):
-    type: Literal["kafka"]
-    topic: str = Field(
-        min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$", description="made when missing; not the source"
-    )
-    key: str | None = Field(None, description="the column that is the message's key; without one rows are spread")
-    value: str | None = Field(None, description="the column that is the message; else the row as a JSON object")
-    omit: Names = Field((), description="columns that the JSON object leaves out")
-    partitions: int | None = Field(
-        None, ge=1, le=10_000, description="of a topic that has to be made; as many as the source when left out"
-    )
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("lz4", description="of the messages")
-    commit_interval_max_seconds: float = Field(
-        0.2, gt=0, le=3_600, description="freshness: how long rows wait at most before they are committed"
-    )
-    commit_bytes_max: int = Field(16_777_216, ge=1, description="rows of a shard that wait in memory")
-
-    @model_validator(mode="after")
-    def _omits_from_json(self) -> Self:
-        if self.omit and self.value is not None:
-            raise ValueError("omit goes with rows as JSON objects, not with value")
-        return self
-
-
-class NoSinkConfig(Model):
-    """The handler has its own effects: at least once, and the group offset is the checkpoint."""
-
-    type: Literal["none"]
-
-
-SINK_TYPES = ("parquet", "duckdb", "kafka", "none")
-SinkConfig = Annotated[
-    ParquetSinkConfig | DuckDBSinkConfig | KafkaSinkConfig | NoSinkConfig, Field(discriminator="type")
-]
 
 
 class PipelineConfig(Model):
@@ -315,6 +357,9 @@ class PipelineConfig(Model):
         None, min_length=1, max_length=200, description="headrace-NAME when left out; its own for each pipeline"
     )
     enabled: bool = Field(True, description="false: leave the pipeline out")
+    compatibility: Literal["headrace", "aws"] = Field(
+        "headrace", description="aws: refuse what an event source mapping on AWS would refuse"
+    )
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
@@ -326,6 +371,27 @@ class PipelineConfig(Model):
     def _does_not_read_what_it_writes(self) -> Self:
         if isinstance(self.sink, KafkaSinkConfig) and self.sink.topic == self.source.topic:
             raise ValueError(f"sink.topic = {self.sink.topic!r} is the source itself: its rows would be read again")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_go_with_the_kind(self) -> Self:
+        kind = None if self.function is None else self.function.kind
+        source = self.source
+        if kind not in EVENT_KINDS:
+            if source.parallelization_factor > 1:
+                raise ValueError("parallelization_factor goes with the kinds kinesis, kafka and dynamodb")
+            if source.bisect_batch_on_function_error and kind is None:
+                raise ValueError("bisect_batch_on_function_error goes with a function")
+        if kind not in MAPPED_KINDS:
+            for name in ("function_response_types", "tumbling_window_in_seconds"):
+                if getattr(source, name):
+                    raise ValueError(f"{name} goes with the kinds kinesis, kafka and dynamodb")
+        return self
+
+    @model_validator(mode="after")
+    def _is_what_aws_takes(self) -> Self:
+        if self.compatibility == "aws" and (faults := refused_by_aws(self)):
+            raise ValueError('compatibility = "aws": ' + "; ".join(faults))
         return self
 
 
@@ -371,6 +437,33 @@ class Config(Model):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+
+def refused_by_aws(pipeline: PipelineConfig) -> list[str]:
+    """What AWS's API would say to these settings (CreateEventSourceMapping, CreateFunction)."""
+    source, function = pipeline.source, pipeline.function
+    if function is None or function.kind not in MAPPED_KINDS:
+        return ["function.kind has to be kinesis, kafka or dynamodb"]
+    faults = []
+    if batch_size(pipeline) > 10_000:
+        faults.append("source.batch_size is at most 10000")
+    window = source.maximum_batching_window_in_seconds
+    if window != int(window) and not (function.kind == "kafka" and window == 0.5):
+        faults.append("source.maximum_batching_window_in_seconds is in whole seconds")
+    if function.kind == "kafka":
+        if source.parallelization_factor > 1:
+            faults.append("source.parallelization_factor is not for Kafka")
+        if source.tumbling_window_in_seconds:
+            faults.append("source.tumbling_window_in_seconds is not for Kafka")
+    if function.kind == "dynamodb" and source.starting_position == "AT_TIMESTAMP":
+        faults.append("source.starting_position AT_TIMESTAMP is not for DynamoDB")
+    if len(source.filter_criteria.filters) > FILTERS_MAX // 2:
+        faults.append("source.filter_criteria has at most 5 filters, and more on request")
+    if function.timeout != int(function.timeout):
+        faults.append("function.timeout is in whole seconds")
+    if function.kind == "kafka" and function.timeout > 840:
+        faults.append("function.timeout is at most 840 behind a Kafka mapping")
+    return faults
 
 
 def batch_size(pipeline: PipelineConfig) -> int:

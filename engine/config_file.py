@@ -11,12 +11,16 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from engine.config import SINK_TYPES, Config, DestinationConfig, batch_size, group_id
+from engine.config import Config, batch_size, group_id
+from engine.config_sinks import SINK_TYPES
 from engine.errors import ConfigError
+
+T = TypeVar("T", bound=BaseModel)
 
 #: A fault quotes at most this much of the value it is about.
 EXCERPT_CHARACTERS_MAX = 80
@@ -147,17 +151,33 @@ def _resolved(config: Config, directory: Path) -> Config:
         target = source.destination_config.on_failure
         if target is not None and target.startswith("file:"):
             moved = {"on_failure": f"file:{directory / target.removeprefix('file:')}"}
-            source = source.model_copy(update={"destination_config": DestinationConfig(**moved)})
+            source = source.model_copy(
+                update={"destination_config": source.destination_config.model_copy(update=moved)}
+            )
+        function = pipeline.function
+        if function is not None:
+            root = directory if function.root is None else directory / function.root
+            function = function.model_copy(update={"root": root})
         pipelines[name] = pipeline.model_copy(
-            update={"sink": sink, "source": source, "consumer_group_id": group_id(name, pipeline)}
+            update={
+                "sink": sink,
+                "source": source,
+                "function": function,
+                "consumer_group_id": group_id(name, pipeline),
+            }
         )
-    files = ("ssl_ca_file", "ssl_cert_file", "ssl_key_file")
-    moved_files = {name: directory / path for name in files if (path := getattr(config.kafka, name)) is not None}
-    kafka = config.kafka.model_copy(update=moved_files)
-    registry = config.registry
-    if registry.ca_file is not None:
-        registry = registry.model_copy(update={"ca_file": directory / registry.ca_file})
-    return config.model_copy(update={"kafka": kafka, "registry": registry, "pipelines": pipelines})
+    kafka = _moved(config.kafka, directory, "ssl_ca_file", "ssl_cert_file", "ssl_key_file")
+    registry = _moved(config.registry, directory, "ca_file")
+    engine = _moved(config.engine, directory, "function_log_path", "metering_path")
+    return config.model_copy(
+        update={"kafka": kafka, "registry": registry, "engine": engine, "pipelines": pipelines}
+    )
+
+
+def _moved(model: T, directory: Path, *names: str) -> T:
+    """``model`` with the paths of those names relative to ``directory``."""
+    paths = {name: directory / path for name in names if (path := getattr(model, name)) is not None}
+    return model.model_copy(update=paths)
 
 
 def resolved(config: Config) -> dict[str, object]:

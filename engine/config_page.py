@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from engine import config
+from engine import config, config_sinks
 
 TABLES: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("kafka", config.KafkaConfig, "The cluster."),
@@ -19,13 +19,18 @@ TABLES: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("engine", config.EngineConfig, "Bounds of the whole process."),
     ("pipelines.NAME", config.PipelineConfig, "One pipeline: a topic, a function, a sink."),
     ("pipelines.NAME.source", config.SourceConfig, "What an event source mapping can be told."),
+    (
+        "[pipelines.NAME.source.filter_criteria.filters]",
+        config.FilterConfig,
+        "At most 10 of them. A record that matches none is let go before batches are made.",
+    ),
     ("pipelines.NAME.source.destination_config", config.DestinationConfig, "Where records go that fail for good."),
     ("pipelines.NAME.schema", config.SchemaConfig, "How values are read, for kinds called with columns."),
     ("pipelines.NAME.function", config.FunctionConfig, "The handler; without one the records are the rows."),
-    ("pipelines.NAME.sink", config.ParquetSinkConfig, 'With `type = "parquet"`.'),
-    ("pipelines.NAME.sink", config.DuckDBSinkConfig, 'With `type = "duckdb"`.'),
-    ("pipelines.NAME.sink", config.KafkaSinkConfig, 'With `type = "kafka"`.'),
-    ("pipelines.NAME.sink", config.NoSinkConfig, 'With `type = "none"`, or no sink: at least once.'),
+    ("pipelines.NAME.sink", config_sinks.ParquetSinkConfig, 'With `type = "parquet"`.'),
+    ("pipelines.NAME.sink", config_sinks.DuckDBSinkConfig, 'With `type = "duckdb"`.'),
+    ("pipelines.NAME.sink", config_sinks.KafkaSinkConfig, 'With `type = "kafka"`.'),
+    ("pipelines.NAME.sink", config_sinks.NoSinkConfig, 'With `type = "none"`, or no sink: at least once.'),
 )
 
 HEAD = """# Configuration
@@ -59,6 +64,10 @@ def _is_table(field: FieldInfo) -> bool:
     return any(isinstance(part, type) and issubclass(part, BaseModel) for part in parts)
 
 
+def _is_text(field: FieldInfo) -> bool:
+    return str in (field.annotation, *typing.get_args(field.annotation))
+
+
 def _row(key: str, field: FieldInfo) -> str:
     default = "required" if field.default is PydanticUndefined else _shown(field.default)
     about = (field.description or "").replace("|", "\\|")
@@ -72,6 +81,8 @@ def _shown(value: object) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
         return f"`{list(value)}`"
+    if isinstance(value, dict):
+        return f"`{value}`"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value:,}`".replace(",", "_")
 
 
@@ -88,7 +99,7 @@ def _valid(field: FieldInfo) -> str:
             case annotated_types.Le(le=high):
                 bounds.append(f"to {high:,}")
             case annotated_types.MaxLen(max_length=longest):
-                bounds.append(f"up to {longest} characters")
+                bounds.append(f"up to {longest} {'characters' if _is_text(field) else 'entries'}")
     return " ".join(bounds)
 
 

@@ -30,16 +30,13 @@ from engine.config import (
     PAYLOAD_BYTES_MAX,
     REGISTERED_FORMATS,
     Config,
-    DuckDBSinkConfig,
     FunctionConfig,
-    KafkaSinkConfig,
-    NoSinkConfig,
-    ParquetSinkConfig,
     PipelineConfig,
     RegistryConfig,
     batch_size,
     group_id,
 )
+from engine.config_sinks import DuckDBSinkConfig, KafkaSinkConfig, NoSinkConfig, ParquetSinkConfig
 from engine.context import Context
 from engine.decoding import Decoders
 from engine.errors import ConfigError, HeadraceError

@@ -29,15 +29,8 @@ from engine.batch import Stream
 from engine.clock import SystemClock
 from engine.compose.kafka import kafka_settings
 from engine.compose.pipelines import build_ends
-from engine.config import (
-    Config,
-    DuckDBSinkConfig,
-    KafkaSinkConfig,
-    NoSinkConfig,
-    ParquetSinkConfig,
-    PipelineConfig,
-    group_id,
-)
+from engine.config import Config, PipelineConfig, group_id
+from engine.config_sinks import DuckDBSinkConfig, KafkaSinkConfig, NoSinkConfig, ParquetSinkConfig
 from engine.errors import RecreatedTopic, ShardLost, SinkUnavailable, UserError
 from engine.protocols import Counts, Outcome, Sink, Source
 

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from engine.compose.pipelines import build_runtime
-from engine.config import Config, KafkaSinkConfig
+from engine.config import Config
+from engine.config_sinks import KafkaSinkConfig
 
 
 def config(**sink: object) -> Config:

@@ -1,0 +1,91 @@
+"""The sinks' settings, as frozen models. Not here: the sinks, which are connectors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from engine.config_model import FilePath, Model, Names
+
+
+class ParquetSinkConfig(Model):
+    type: Literal["parquet"]
+    path: FilePath = Field(description="a directory, relative to the configuration file")
+    file_bytes_max: int = Field(134_217_728, ge=1, description="a shard's files of this size are committed")
+    file_age_max_seconds: float = Field(
+        5.0, gt=0, le=86_400, description="freshness: how long rows wait at most before they are committed"
+    )
+    row_group_bytes_max: int = Field(8_388_608, ge=65_536, description="rows of a shard that wait in memory")
+    partition_by: Names = Field((), description='Hive directories: columns, or "date(COLUMN)"')
+    hive_partitions_open_max: int = Field(64, ge=1, le=10_000, description="in one write; records beyond it fail")
+
+
+class DuckDBSinkConfig(Model):
+    type: Literal["duckdb"]
+    path: FilePath = Field(description="a file, relative to the configuration file; made when missing")
+    table: str = Field(min_length=1, max_length=200, description="NAME or SCHEMA.NAME; made when missing")
+    mode: Literal["append", "upsert", "aggregate"] = Field(
+        "append", description="add rows, merge changes by key, or merge partial aggregates by key"
+    )
+    key: Names = Field((), description="upsert, aggregate: the columns that name a row")
+    aggregates: dict[str, str] | None = Field(
+        None,
+        description='aggregate: `{ COLUMN = "sum" }` for every column that is not of the key; valid are sum, count,'
+        " min, max, bool_and, bool_or",
+    )
+    order_by: str = Field("_offset", description="upsert: the last change of a key by this column stays")
+    delete_column: str = Field("_deleted", description="upsert: a row where this is true deletes its key")
+    commit_interval_max_seconds: float = Field(
+        1.0, gt=0, le=3_600, description="freshness: how long rows wait at most before they are committed"
+    )
+    commit_bytes_max: int = Field(67_108_864, ge=1, description="rows of a shard that wait in memory")
+    lock_wait_seconds_max: float = Field(
+        -1.0, ge=-1, description="for a file that another process has; -1: for ever, as a standby"
+    )
+
+    @model_validator(mode="after")
+    def _mode_has_what_it_needs(self) -> Self:
+        if self.mode == "aggregate" and not self.key:
+            raise ValueError('mode = "aggregate" and key = ["COLUMN", ...] go together')
+        if self.mode != "aggregate" and (self.mode == "upsert") != bool(self.key):
+            raise ValueError('mode = "upsert" and key = ["COLUMN", ...] go together')
+        if (self.mode == "aggregate") != bool(self.aggregates):
+            raise ValueError('mode = "aggregate" and aggregates = { COLUMN = "sum", ... } go together')
+        return self
+
+
+class KafkaSinkConfig(Model):
+    type: Literal["kafka"]
+    topic: str = Field(
+        min_length=1, max_length=249, pattern=r"^[A-Za-z0-9._-]+$", description="made when missing; not the source"
+    )
+    key: str | None = Field(None, description="the column that is the message's key; without one rows are spread")
+    value: str | None = Field(None, description="the column that is the message; else the row as a JSON object")
+    omit: Names = Field((), description="columns that the JSON object leaves out")
+    partitions: int | None = Field(
+        None, ge=1, le=10_000, description="of a topic that has to be made; as many as the source when left out"
+    )
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field("lz4", description="of the messages")
+    commit_interval_max_seconds: float = Field(
+        0.2, gt=0, le=3_600, description="freshness: how long rows wait at most before they are committed"
+    )
+    commit_bytes_max: int = Field(16_777_216, ge=1, description="rows of a shard that wait in memory")
+
+    @model_validator(mode="after")
+    def _omits_from_json(self) -> Self:
+        if self.omit and self.value is not None:
+            raise ValueError("omit goes with rows as JSON objects, not with value")
+        return self
+
+
+class NoSinkConfig(Model):
+    """The handler has its own effects: at least once, and the group offset is the checkpoint."""
+
+    type: Literal["none"]
+
+
+SINK_TYPES = ("parquet", "duckdb", "kafka", "none")
+SinkConfig = Annotated[
+    ParquetSinkConfig | DuckDBSinkConfig | KafkaSinkConfig | NoSinkConfig, Field(discriminator="type")
+]
