@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -40,12 +40,17 @@ class Stream:
     partitions: int
 
 
+NO_OFFSETS: NDArray[np.int64] = np.zeros(0, np.int64)
+NO_OFFSETS.setflags(write=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Records of one partition, with the half-open range of offsets that they account for.
 
     ``records`` has the columns of `RECORDS`, offsets rising. Offsets of ``[start, end)`` without a row are
-    *absent*: compacted away, control records, or of an aborted transaction.
+    *absent*: compacted away, control records, or of an aborted transaction; but for those in ``filtered``, the
+    rising offsets of records that matched no filter.
     ``log_append_time`` tells which clock ``timestamp`` is from (Kafka's ``message.timestamp.type``).
     """
 
@@ -55,9 +60,13 @@ class Batch:
     end: int
     records: pa.RecordBatch
     log_append_time: bool = False
+    filtered: NDArray[np.int64] = field(default_factory=lambda: NO_OFFSETS, compare=False)
 
     def __post_init__(self) -> None:
         assert self.start <= self.end, f"range [{self.start}, {self.end}) runs backwards"
+        if len(self.filtered):
+            assert self.start <= self.filtered[0], f"filtered offset {self.filtered[0]} lies before {self.start}"
+            assert self.filtered[-1] < self.end, f"filtered offset {self.filtered[-1]} lies beyond {self.end}"
         count = self.records.num_rows
         if count:
             offsets = self.records.column(0)
@@ -71,13 +80,14 @@ class Batch:
     @property
     def absent(self) -> int:
         """Offsets of the range that hold no record."""
-        return self.end - self.start - len(self)
+        return self.end - self.start - len(self) - len(self.filtered)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the records' buffers that this batch refers to, to within what headers and nulls take beside."""
         # Arrow's own count gives up the interpreter lock, which a busy thread hands back milliseconds later.
         fixed = RECORD_BYTES * len(self) + self.column_bytes("key") + self.column_bytes("value")
+        fixed += self.filtered.nbytes
         return fixed + int(self.records.column("headers").nbytes) if self.column_bytes("headers") else fixed
 
     def column_bytes(self, name: str) -> int:
@@ -92,21 +102,48 @@ class Batch:
         column = self.records.column(name)
         return np.frombuffer(column.buffers()[1], np.int32, len(self) + 1, 4 * column.offset)
 
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """The records' offsets, rising."""
+        return np.asarray(self.records.column(0).to_numpy())
+
     def head(self, count: int) -> Batch:
         """The first ``count`` records; its range ends where the next record starts."""
         if count >= len(self):
             return self
         end = self.records.column(0)[count].as_py()
-        return Batch(
-            self.topic, self.partition, self.start, end, self.records.slice(0, count), self.log_append_time
-        )
+        return self._part(self.start, end, self.records.slice(0, count))
 
     def tail(self, count: int) -> Batch:
         """What `head` of the same ``count`` leaves."""
         if count <= 0:
             return self
         start = self.records.column(0)[count].as_py() if count < len(self) else self.end
-        return Batch(self.topic, self.partition, start, self.end, self.records.slice(count), self.log_append_time)
+        return self._part(start, self.end, self.records.slice(count))
+
+    def split(self, offset: int) -> tuple[Batch, Batch]:
+        """What lies before ``offset`` and what lies from there on; the ranges meet exactly there."""
+        assert self.start <= offset <= self.end, f"{offset} is not in [{self.start}, {self.end}]"
+        count = int(np.searchsorted(self.offsets, offset))
+        return (
+            self._part(self.start, offset, self.records.slice(0, count)),
+            self._part(offset, self.end, self.records.slice(count)),
+        )
+
+    def only(self, kept: NDArray[np.bool_], *, filters: bool = False) -> Batch:
+        """The batch with the records where ``kept`` is true; with ``filters`` the others are its filtered ones."""
+        if kept.all():
+            return self
+        gone = np.union1d(self.filtered, self.offsets[~kept]) if filters else self.filtered
+        records = self.records.filter(pa.array(kept))
+        return Batch(self.topic, self.partition, self.start, self.end, records, self.log_append_time, gone)
+
+    def _part(self, start: int, end: int, records: pa.RecordBatch) -> Batch:
+        filtered = self.filtered
+        if len(filtered):
+            first, last = np.searchsorted(filtered, (start, end))
+            filtered = filtered[first:last]
+        return Batch(self.topic, self.partition, start, end, records, self.log_append_time, filtered)
 
 
 def empty_records() -> pa.RecordBatch:
@@ -123,8 +160,15 @@ def join(batches: Sequence[Batch]) -> Batch:
         assert before.end == after.start, f"{before.end} is not followed by {after.start}"
         assert (before.topic, before.partition) == (after.topic, after.partition)
     records = pa.concat_batches([batch.records for batch in batches if len(batch)] or [empty_records()])
+    filtered = [batch.filtered for batch in batches if len(batch.filtered)]
     return Batch(
-        first.topic, first.partition, first.start, last.end, records, any(b.log_append_time for b in batches)
+        first.topic,
+        first.partition,
+        first.start,
+        last.end,
+        records,
+        any(batch.log_append_time for batch in batches),
+        np.concatenate(filtered) if filtered else NO_OFFSETS,
     )
 
 

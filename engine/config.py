@@ -205,6 +205,9 @@ class SourceConfig(Model):
     tumbling_window_in_seconds: int = Field(
         0, ge=0, le=900, description="hand a state from invocation to invocation of a window; 0: no windows"
     )
+    tumbling_window_wait_in_seconds: float = Field(
+        120.0, ge=0, le=3_600, description="without records, until a window that is over is closed"
+    )
     filter_criteria: FilterCriteriaConfig = FilterCriteriaConfig()
     failed_share_max: float = Field(
         1.0, gt=0, le=1, description="stop a shard when more of its last records failed; 1: never"

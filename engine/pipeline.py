@@ -9,15 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.batching import Batcher
+from engine.breaker import Breaker
 from engine.budget import ByteBudget
-from engine.config import PipelineConfig, batch_size
+from engine.config import PipelineConfig, SourceConfig, batch_size
 from engine.decoding import Decoders
 from engine.errors import HeadraceError, InternalError
 from engine.output import Output
 from engine.pool import ShardPool, Totals
 from engine.positions import Positions, StreamCheck
 from engine.processing import Processor
-from engine.protocols import Clock, Destination, Handler, Sink, Source
+from engine.protocols import Clock, Destination, Filter, Handler, Sink, Source
 from engine.shard import ShardStatistics, ShardTools, unless
 
 log = logging.getLogger("headrace.pipeline")
@@ -43,6 +44,7 @@ class PipelineParts:
     drain_seconds_max: float
     outage_seconds_max: float
     commits_group_offsets: bool
+    filter: Filter | None = None
     phase: Callable[[str], None] | None = None
 
 
@@ -63,6 +65,10 @@ class Pipeline:
         self._pool: ShardPool | None = None
         self._targets: dict[int, int] = {}
         self._starts: dict[int, int] = {}
+
+    @property
+    def handler(self) -> Handler:
+        return self._parts.handler
 
     def statistics(self) -> list[ShardStatistics]:
         return self._pool.statistics() if self._pool is not None else []
@@ -132,6 +138,7 @@ class Pipeline:
             for partition in partitions:
                 position = await parts.sink.position(partition)
                 self._starts[partition] = beginnings[partition] if position is None else position
+        source = parts.config.source
         positions = Positions(self.name, parts.source, parts.sink, parts.config.source, stream, check)
         self._pool = ShardPool(
             ShardTools(
@@ -149,6 +156,12 @@ class Pipeline:
                 on_commit=lambda _partition, _position: None,
                 outage_seconds_max=parts.outage_seconds_max,
                 phase=parts.phase,
+                filter=parts.filter,
+                lanes=source.parallelization_factor,
+                lane_bytes_max=source.lane_bytes_max,
+                window_seconds=source.tumbling_window_in_seconds,
+                window_wait_seconds=source.tumbling_window_wait_in_seconds,
+                breaker=_breaker(source),
             ),
             drain_seconds_max=parts.drain_seconds_max,
             targets=self._targets if self._until_caught_up else None,
@@ -158,6 +171,12 @@ class Pipeline:
         errors = self._pool.errors
         if errors:
             self.error = max(errors.values(), key=lambda error: error.domain)
+
+
+def _breaker(source: SourceConfig) -> Callable[[], Breaker] | None:
+    if source.failed_share_max >= 1:
+        return None
+    return lambda: Breaker(share_max=source.failed_share_max, records=source.failed_share_records)
 
 
 async def _true(work: object) -> bool:

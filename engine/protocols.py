@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from engine.batch import Batch, Stream
 from engine.context import Context
-
 
 #: The largest state of a shard: what AWS allows a tumbling window (1 MB of 1024 KB), and what is kept around it.
 STATE_BYTES_MAX = 1024 * 1024 + 4096
@@ -30,6 +31,13 @@ class Clock(Protocol):
         """Seconds since the epoch."""
 
     async def sleep(self, seconds: float) -> None: ...
+
+
+class Filter(Protocol):
+    """Which records of a batch are handled at all."""
+
+    def select(self, batch: Batch) -> NDArray[np.bool_]:
+        """True for each record that is kept. No record ever makes it raise; may be called in any thread."""
 
 
 class ShardListener(Protocol):

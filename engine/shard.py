@@ -12,14 +12,28 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from engine.batch import Batch, join
+from engine.attempts import Processed, Stopping, Work, refused
+from engine.batch import Batch, empty_records, join
 from engine.batching import Batcher
+from engine.breaker import Breaker
 from engine.budget import ByteBudget
 from engine.delivery import Delivery
 from engine.errors import HeadraceError, InternalError, RowsRefused
+from engine.lanes import HANDLED_COPIES, Lanes
 from engine.positions import Positions
-from engine.processing import Processed, Processor, Stopping
-from engine.protocols import Clock, Counts, Destination, OffsetOutOfRange, Outcome, ShardWriter, Sink, Source
+from engine.processing import Processor
+from engine.protocols import (
+    Clock,
+    Counts,
+    Destination,
+    Filter,
+    OffsetOutOfRange,
+    Outcome,
+    ShardWriter,
+    Sink,
+    Source,
+)
+from engine.windows import WindowChain, WindowWork
 
 T = TypeVar("T")
 
@@ -47,9 +61,6 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
 
 #: What is copied on the event loop; more takes longer than handing it to a thread.
 JOIN_INLINE_BYTES_MAX = 64 * 1024
-
-#: A batch while it is handled, and the columns that it becomes.
-HANDLED_COPIES = 2
 
 #: How long a shard that is given up waits for deliveries under way.
 LAST_DELIVERY_SECONDS = 2.0
@@ -97,6 +108,12 @@ class ShardTools:
     on_commit: Callable[[int, int], None]
     outage_seconds_max: float
     phase: Callable[[str], None] | None = None
+    filter: Filter | None = None
+    lanes: int = 1
+    lane_bytes_max: int = 0
+    window_seconds: int = 0  #: of tumbling windows; 0: there are none
+    window_wait_seconds: float = 0.0  #: without records, before a window that is over is closed
+    breaker: Callable[[], Breaker] | None = None
 
 
 class Shard:
@@ -110,6 +127,12 @@ class Shard:
         self._stopping = asyncio.Event()
         self._abandoning = asyncio.Event()
         self._batcher = tools.batcher()
+        self._lanes: Lanes | None = None
+        self._windows: WindowChain | None = None
+        self._breaker = tools.breaker() if tools.breaker is not None else None
+        self._wake = asyncio.Event()  # something to look at: a lane has done something, or the shard stops
+        self._fetching: asyncio.Task[Batch | None] | None = None
+        self._handled_at = tools.clock.monotonic()
         self._state = State.STARTING
         self._position: int | None = None
         self._read: int | None = None
@@ -157,11 +180,13 @@ class Shard:
     def stop(self) -> None:
         """Ask the owner to finish the batch at hand, commit, and release."""
         self._stopping.set()
+        self._wake.set()
 
     def abandon(self) -> None:
         """Ask the owner to leave the batch at hand to the next one, commit what came before it, and release."""
         self._stopping.set()
         self._abandoning.set()
+        self._wake.set()
 
     async def run(self) -> None:
         """Own the shard until `stop`. Raises what ends it: ShardLost, or the error that it cannot pass.
@@ -192,6 +217,7 @@ class Shard:
         finally:
             self._state = State.RELEASED if self.error is None else State.STOPPED
             self._tools.budget.report(self, 0)
+            await self._end_tasks()
             if self._delivering is not None:
                 self._delivering.cancel()
                 await asyncio.gather(self._delivering, return_exceptions=True)
@@ -212,10 +238,24 @@ class Shard:
         else:
             log.info("%s: goes on at offset %d", self.label, position)
         self._position = self._read = self._processed = position
+        if self._tools.window_seconds:
+            self._windows = WindowChain.restored(self._tools.window_seconds, writer.state)
+        if self._tools.lanes > 1:
+            self._lanes = Lanes(
+                self._tools.lanes,
+                processor=self._tools.processor,
+                batcher=self._tools.batcher,
+                budget=self._tools.budget,
+                start=position,
+                wake=self._wake.set,
+            )
         await self._tools.source.seek(self.partition, position)
         self._deliver()
 
     async def _work(self, writer: ShardWriter) -> None:
+        if self._lanes is not None:
+            await self._work_in_lanes(writer, self._lanes)
+            return
         while not self._stopping.is_set():
             await self._fetch(writer)
             while not self._stopping.is_set() and (parts := self._take(writer)):
@@ -223,9 +263,40 @@ class Shard:
                     return
                 if self._is_commit_due(writer):
                     await self._commit(writer)
+            if not await self._close_window(writer):
+                return
             if self._is_commit_due(writer):
                 await self._commit(writer)
             self._deliver()
+
+    async def _work_in_lanes(self, writer: ShardWriter, lanes: Lanes) -> None:
+        while not self._stopping.is_set() and lanes.error is None:
+            self._wake.clear()
+            await self._fetch(writer)
+            held = self._report(writer)
+            lanes.start(self._tools.clock.monotonic(), self._stopping, flush=self._is_pressed(held))
+            await self._write_settled(writer, lanes)
+            self._deliver()
+        # What is under way is finished, unless it takes too long; what it leaves unsettled is the next owner's.
+        await unless(self._abandoning, lanes.finish())
+        await self._write_settled(writer, lanes)
+        if lanes.error is not None:
+            await self._commit(writer)
+            raise lanes.error
+
+    async def _write_settled(self, writer: ShardWriter, lanes: Lanes) -> None:
+        done = lanes.settled()
+        if done is not None:
+            await self._write(writer, done)
+        if self._is_commit_due(writer):
+            await self._commit(writer)
+
+    async def _end_tasks(self) -> None:
+        if self._lanes is not None:
+            await self._lanes.close()
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.gather(self._fetching, return_exceptions=True)
 
     def _deliver(self) -> None:
         """Have failures brought to the destination, beside the work: one that hangs holds up no rows."""
@@ -251,29 +322,36 @@ class Shard:
         return await asyncio.to_thread(join, parts)
 
     def _take(self, writer: ShardWriter) -> list[Batch]:
-        held = self._report(writer)
+        return self._batcher.take(self._tools.clock.monotonic(), flush=self._is_pressed(self._report(writer)))
+
+    def _is_pressed(self, held: int) -> bool:
+        """Batches are not waited for: the end is reached, or there is no room."""
         reached = self.target is not None and self._read is not None and self._read >= self.target
-        pressed = held >= self._tools.shard_bytes_max or self._tools.budget.is_exceeded
-        return self._batcher.take(self._tools.clock.monotonic(), flush=reached or pressed)
+        return reached or self._is_full(held) or self._tools.budget.is_exceeded
+
+    def _is_full(self, held: int) -> bool:
+        if held >= self._tools.shard_bytes_max:
+            return True
+        return self._lanes is not None and self._lanes.nbytes >= self._tools.lane_bytes_max
 
     async def _fetch(self, writer: ShardWriter) -> None:
         """Read on, unless the shard or the process holds too much; wait no longer than the next timer."""
-        if self._report(writer) >= self._tools.shard_bytes_max:
+        if self._is_full(self._report(writer)):
+            if self._lanes is not None and self._lanes.is_busy:
+                await self._woken(self._until_timer(writer))
             return
         if self._tools.budget.is_exceeded:
             await self._tools.budget.wait(self._until_timer(writer))
             return
         try:
             # What is there already is taken without the tasks that waiting needs.
-            batch = await self._tools.source.fetch(
-                self.partition, records_max=self._tools.fetch_records_max, seconds_max=0.0
-            )
+            batch = None if self._fetching is not None else await self._fetched(0.0)
             if batch is None:
-                fetch = self._tools.source.fetch(
-                    self.partition, records_max=self._tools.fetch_records_max, seconds_max=self._until_timer(writer)
-                )
-                batch = await unless(self._stopping, fetch)
+                batch = await self._awaited(self._until_timer(writer))
         except OffsetOutOfRange as error:
+            if self._lanes is not None:
+                await unless(self._abandoning, self._lanes.finish())
+                await self._write_settled(writer, self._lanes)
             await self._commit(writer)
             batch = await self._tools.positions.beyond(self.partition, error.offset)
             await self._tools.source.seek(self.partition, batch.end)
@@ -284,11 +362,54 @@ class Shard:
         self._records += len(batch)
         if self._tools.phase is not None:
             self._tools.phase("fetch")
-        self._batcher.add(batch, self._tools.clock.monotonic())
+        batch = await self._filtered(batch)
+        into = self._batcher if self._lanes is None else self._lanes
+        into.add(batch, self._tools.clock.monotonic())
+
+    async def _fetched(self, seconds_max: float) -> Batch | None:
+        return await self._tools.source.fetch(
+            self.partition, records_max=self._tools.fetch_records_max, seconds_max=seconds_max
+        )
+
+    async def _awaited(self, seconds_max: float) -> Batch | None:
+        """What comes in that time; without lanes nothing but a stop cuts it short."""
+        if self._lanes is None:
+            return await unless(self._stopping, self._fetched(seconds_max))
+        # A fetch is not given up for each wake: it goes on beside the lanes.
+        if self._fetching is None:
+            self._fetching = asyncio.ensure_future(self._fetched(IDLE_SECONDS_MAX))
+        waking = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({self._fetching, waking}, timeout=seconds_max, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waking.cancel()
+        if not self._fetching.done():
+            return None
+        fetching, self._fetching = self._fetching, None
+        return fetching.result()
+
+    async def _woken(self, seconds_max: float) -> None:
+        try:
+            async with asyncio.timeout(seconds_max):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _filtered(self, batch: Batch) -> Batch:
+        """The batch without the records that match no filter, which count as filtered."""
+        choose = self._tools.filter
+        if choose is None or not len(batch):
+            return batch
+        if batch.nbytes < JOIN_INLINE_BYTES_MAX:
+            kept = choose.select(batch)
+        else:
+            kept = await asyncio.to_thread(choose.select, batch)
+        return batch.only(kept, filters=True)
 
     def _until_timer(self, writer: ShardWriter) -> float:
         now = self._tools.clock.monotonic()
-        timers = [timer for timer in (self._batcher.due_at(), writer.due_at()) if timer is not None]
+        waiting = self._batcher if self._lanes is None else self._lanes
+        timers = [timer for timer in (waiting.due_at(), writer.due_at()) if timer is not None]
         return max(0.0, min([IDLE_SECONDS_MAX, *(timer - now for timer in timers)]))
 
     async def _handle(self, writer: ShardWriter, parts: list[Batch]) -> bool:
@@ -303,19 +424,61 @@ class Shard:
             budget.done(self)
 
     async def _process(self, writer: ShardWriter, batch: Batch) -> bool:
-        """Take a batch to the writer; False when it was left to the next owner."""
+        """Take a batch to the writer; False when it, or its end, was left to the next owner."""
         assert batch.start == self._processed, f"{self.label}: {self._processed} is not followed by {batch.start}"
+        if len(batch):
+            self._handled_at = self._tools.clock.monotonic()
+        if self._windows is None:
+            return await self._carry_out(writer, batch, Work(self._tools.processor, batch))
+        work = WindowWork(self._tools.processor, self._windows, batch, seconds=self._tools.window_seconds)
+        return await self._carry_out(writer, batch, work)
+
+    async def _close_window(self, writer: ShardWriter) -> bool:
+        """End a window that is over when no record has come for a while."""
+        chain, clock = self._windows, self._tools.clock
+        if chain is None or chain.start is None or not self._batcher.is_empty or chain.end > clock.time():
+            return True
+        if clock.monotonic() - self._handled_at < self._tools.window_wait_seconds:
+            return True
+        assert self._processed is not None
+        at = self._processed
+        topic = self._tools.positions.stream.topic
+        nothing = Batch(topic, self.partition, at, at, empty_records())
+        work = WindowWork(self._tools.processor, chain, nothing, seconds=self._tools.window_seconds, closes=True)
+        return await self._carry_out(writer, nothing, work)
+
+    async def _carry_out(self, writer: ShardWriter, batch: Batch, work: Work | WindowWork) -> bool:
         try:
-            done = await unless(self._abandoning, self._tools.processor.run(batch, self._stopping))
-            if done is not None:
-                done = await self._write(writer, batch, done)
+            while not work.is_done:
+                done = await unless(self._abandoning, work.step(self._stopping))
+                if done is not None:
+                    await self._write(writer, done)
+                elif self._abandoning.is_set():
+                    raise Stopping
+                # What is handled does not wait for what fails.
+                if done is None or (not work.is_done and self._is_commit_due(writer)):
+                    await self._commit(writer)
         except Stopping:
-            return False
-        if done is None:
             log.warning(
-                "%s: left offsets %d to %d, which were being handled", self.label, batch.start, batch.end - 1
+                "%s: left offsets %d to %d, which were being handled",
+                *(self.label, self._processed, batch.end - 1),
             )
             return False
+        return True
+
+    async def _write(self, writer: ShardWriter, done: Processed) -> None:
+        """Have the writer take what was done, or less where the sink refuses rows.
+
+        Raises what the shard cannot pass, once everything before it is committed.
+        """
+        while done.outcome.start < done.outcome.end or done.outcome.state is not None:
+            try:
+                await writer.write(done.outcome)
+            except RowsRefused as refusal:
+                # Each round leaves fewer rows, so this ends.
+                done = refused(self._tools.processor, done, refusal)
+            else:
+                break
         outcome = done.outcome
         self._processed = outcome.end
         self._batches += 1
@@ -327,26 +490,12 @@ class Shard:
             *(self.label, outcome.start, outcome.end, outcome.counts),
             0 if outcome.rows is None else outcome.rows.num_rows,
         )
-        if done.error is not None:
+        error = done.error
+        if error is None and self._breaker is not None:
+            error = self._breaker.trips(self.label, outcome.counts)
+        if error is not None:
             await self._commit(writer)
-            raise done.error
-        return True
-
-    async def _write(self, writer: ShardWriter, batch: Batch, done: Processed) -> Processed | None:
-        """What was written: ``done``, or less where the sink refused rows; None when that was abandoned."""
-        while done.outcome.start < done.outcome.end:
-            try:
-                await writer.write(done.outcome)
-            except RowsRefused as refusal:
-                # Each round leaves fewer rows, so this ends.
-                rest = self._tools.processor.refused(batch, done.outcome, refusal, self._stopping)
-                kept = await unless(self._abandoning, rest)
-                if kept is None:
-                    return None
-                done = kept
-            else:
-                break
-        return done
+            raise error
 
     def _is_commit_due(self, writer: ShardWriter) -> bool:
         due_at = writer.due_at()
@@ -378,6 +527,7 @@ class Shard:
         self._tools.on_commit(self.partition, position)
 
     def _report(self, writer: ShardWriter) -> int:
-        held = self._batcher.nbytes + writer.pending_bytes
+        waiting = self._batcher if self._lanes is None else self._lanes
+        held = waiting.nbytes + writer.pending_bytes
         self._tools.budget.report(self, held)
         return held

@@ -18,10 +18,11 @@ from engine.batching import KEYS_AND_VALUES, Batcher
 from engine.budget import ByteBudget
 from engine.config import SourceConfig
 from engine.context import Context
+from engine.failing import Policy
 from engine.output import Output
 from engine.pool import ShardPool
 from engine.positions import Positions, StreamCheck
-from engine.processing import Policy, Processor
+from engine.processing import Processor
 from engine.protocols import Clock, Destination, Fault, Handler, Invocation, Result, Source
 from engine.shard import Shard, ShardTools
 from tests.clock import ManualClock

@@ -11,14 +11,17 @@ import pyarrow as pa
 import pytest
 
 from connectors.memory import MemorySink, MemoryStore
+from engine.attempts import Processed, Stopping, Work
+from engine.attempts import refused as without_refused
 from engine.batch import Batch, Stream
 from engine.batching import KEYS_AND_VALUES
 from engine.clock import SystemClock
 from engine.config import SchemaConfig
 from engine.decoding import Decoders
 from engine.errors import DataError, HandlerError, RowsRefused
+from engine.failing import describe
 from engine.output import Output
-from engine.processing import Processed, Processor, Stopping, describe
+from engine.processing import Processor
 from engine.protocols import Counts, FailedRecord, Fault, Invocation, Result
 from tests.unit.engine_world import TOPIC, FunctionHandler, batch, context, copy, failing, policy, rows_of
 
@@ -48,7 +51,15 @@ async def processor(handler: FunctionHandler, rules: object = REPORTS, **schema:
 
 
 async def process(handler: FunctionHandler, given: Batch, rules: object = REPORTS, **schema: Any) -> Processed:
-    return await (await processor(handler, rules, **schema)).run(given, asyncio.Event())
+    return await first(Work(await processor(handler, rules, **schema), given))
+
+
+async def first(work: Work, stopping: asyncio.Event | None = None) -> Processed:
+    """The first part of the work that is settled."""
+    while True:
+        done = await work.step(stopping or asyncio.Event())
+        if done is not None:
+            return done
 
 
 def offsets(done: Processed) -> list[int]:
@@ -146,9 +157,11 @@ async def test_partial_failures_are_reported_alone() -> None:
     """Records that the function names fail whole, with what it said; its rows are kept."""
     done = await process(FunctionHandler(failing(1)), batch([b"a", b"b", b"c"]))
     assert offsets(done) == [0, 2]
-    assert done.outcome.failures == [
-        FailedRecord(0, 1, done.outcome.failures[0].timestamp, None, b"b", (), "1 is bad", "RecordFault", 1)
-    ]
+    (record,) = done.outcome.failures
+    assert record.request_id is not None
+    assert record == FailedRecord(
+        0, 1, record.timestamp, None, b"b", (), "1 is bad", "RecordFault", 1, record.request_id
+    )
 
 
 async def test_an_error_is_tried_again_until_it_passes() -> None:
@@ -231,7 +244,7 @@ async def test_a_stop_ends_the_pause() -> None:
     stopping.set()
     rules = policy(backoff_seconds=1_000.0, backoff_seconds_max=1_000.0)
     with pytest.raises(Stopping):
-        await (await processor(FunctionHandler(function), rules)).run(batch([b"a"]), stopping)
+        await first(Work(await processor(FunctionHandler(function), rules), batch([b"a"])), stopping)
 
 
 @pytest.mark.parametrize(
@@ -264,8 +277,8 @@ async def refused(
     handler = FunctionHandler(function)
     engine = await processor(handler, rules)
     given = batch([b"a", b"b", b"c", b"d"]) if given is None else given
-    done = await engine.run(given, asyncio.Event())
-    return await engine.refused(given, done.outcome, refusal(*rows), asyncio.Event()), handler
+    done = await first(Work(engine, given))
+    return without_refused(engine, done, refusal(*rows)), handler
 
 
 async def test_a_refused_row_fails_its_record() -> None:
@@ -289,11 +302,11 @@ async def test_a_refused_row_may_be_dropped() -> None:
 
 
 async def test_a_refused_row_stops_before_its_record() -> None:
-    """Without a destination what lies before is handled again, alone."""
+    """Without a destination the rows before it are kept; the function is not called again."""
     done, handler = await refused(copy, policy(), [2])
     assert (offsets(done), done.outcome.end) == ([0, 1], 2)
     assert isinstance(done.error, DataError)
-    assert [len(call.batch) for call in handler.invocations] == [4, 2]
+    assert [len(call.batch) for call in handler.invocations] == [4]
 
 
 async def test_refused_rows_of_a_whole_batch_fail_the_batch() -> None:

@@ -313,27 +313,34 @@ async def test_refused_rows_stop_a_shard_without_a_destination(world: EngineWorl
     assert world.rows() == [0, 1, 2, 3]
 
 
-async def test_a_stop_while_refused_rows_are_handled_again_is_no_bug(world: EngineWorld) -> None:
-    """The part of a batch before a refused row is handled again; a stop during its retries leaves it."""
+async def test_rows_before_a_refused_one_are_kept_without_another_call(world: EngineWorld) -> None:
+    """Rows that name their records are told apart: what lies before the fault is committed as it was."""
     world.append(0, 6)
-    calls = 0
-
-    def function(invocation: Invocation) -> Result:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            raise ValueError("the second time")
-        return copy(invocation)
+    handler = FunctionHandler(copy)
 
     def refuses(table: pa.Table) -> dict[int, str]:
         return {4: "four"} if table.num_rows > 4 else {}
 
+    async with world.shard(handler, sink={"refuses": refuses}) as (_, task):
+        with pytest.raises(DataError, match="offset 4: four"):
+            await task
+    assert (world.rows(), world.position(), len(handler.invocations)) == ([0, 1, 2, 3], 4, 1)
+
+
+async def test_what_is_handled_does_not_wait_for_what_fails(world: EngineWorld) -> None:
+    """While a batch is tried again and again, the batches before it are committed, whatever the interval."""
+    world.append(0, 4)
+
+    def function(invocation: Invocation) -> Result:
+        if invocation.batch.start >= 2:
+            raise ValueError("poison")
+        return copy(invocation)
+
     rules = policy(backoff_seconds=1_000.0, backoff_seconds_max=1_000.0)
-    async with world.shard(FunctionHandler(function), rules=rules, sink={"refuses": refuses}) as (shard, task):
-        await until(lambda: calls == 2)
-        shard.stop()
-        await task
-    assert world.position() == 0
+    handler = FunctionHandler(function)
+    async with world.shard(handler, rules=rules, batch_size=2, sink={"commit_interval_max_seconds": 1_000.0}):
+        await until(lambda: world.position() == 2)
+    assert world.rows() == [0, 1]
 
 
 async def test_a_sink_that_refuses_the_schema_is_not_the_handlers_fault(world: EngineWorld) -> None:
