@@ -56,6 +56,12 @@ class _Segment:
     is_pausing: bool = False  # before the next attempt
     prepared: Prepared | None = None
     expired: dict[int, Cause] = field(default_factory=dict)
+    causes: Mapping[int, Cause] = field(default_factory=dict)  # of records that no attempt took
+
+    def part(self, batch: Batch) -> _Segment:
+        """Some of the records, with what is known of them."""
+        causes = {offset: cause for offset, cause in self.causes.items() if batch.start <= offset < batch.end}
+        return _Segment(batch, self.attempts, self.retries, self.failure, self.request_id, causes=causes)
 
 
 class Work:
@@ -122,10 +128,12 @@ class Work:
         )
 
     async def _prepared(self, segment: _Segment) -> Prepared:
-        expired = self._processor.expired(segment.batch, segment.attempts, segment.failure)
+        old = self._processor.expired(segment.batch, segment.attempts, segment.failure)
+        expired = {offset: segment.causes.get(offset, cause) for offset, cause in old.items()}
         if segment.prepared is None or expired.keys() != segment.expired.keys():
             segment.prepared = await self._processor.prepare(segment.batch, expired)
             segment.expired = expired
+            segment.causes = segment.prepared.causes
         return segment.prepared
 
     def _of(self, segment: _Segment, rows: pa.Table | None, causes: Mapping[int, Cause], dropped: int) -> Outcome:
@@ -139,7 +147,7 @@ class Work:
     def _stop_before(self, segment: _Segment, causes: Mapping[int, Cause]) -> Processed | None:
         """What lies before the first fault is still done, alone; then the shard stops."""
         head, self._error = self._processor.stops_at(segment.batch, causes)
-        rest = _Segment(head, segment.attempts, segment.retries)
+        rest = segment.part(head)
         self._segments = deque([rest])
         if len(head):
             return None
@@ -150,15 +158,12 @@ class Work:
     ) -> Processed | None:
         """A partial failure: what lies before ``failed_from`` is handled, the rest is tried again."""
         head = before(segment.batch, failed_from)
-        rest = _Segment(
-            segment.batch.tail(len(head)), segment.attempts, segment.retries, request_id=segment.request_id
-        )
+        rest = segment.part(segment.batch.tail(len(head)))
         self._segments[0] = rest
         self._tried(rest, _Reported(f"the handler reported the record at offset {failed_from}"))
         if not len(head):
             return None
-        assert segment.prepared is not None
-        causes = {offset: cause for offset, cause in segment.prepared.causes.items() if offset < failed_from}
+        causes = {offset: cause for offset, cause in segment.causes.items() if offset < failed_from}
         return Processed(head, self._processor.outcome(head, rows, causes, 0), None, state)
 
     def _failed(self, segment: _Segment, error: Exception) -> Processed | None:
@@ -170,10 +175,8 @@ class Work:
             half = len(segment.batch) // 2
             parts = (segment.batch.head(half), segment.batch.tail(half))
             self._segments.popleft()
-            self._segments.extendleft(
-                _Segment(part, segment.attempts, segment.retries, error, segment.request_id)
-                for part in reversed(parts)
-            )
+            segment.failure = error
+            self._segments.extendleft(segment.part(part) for part in reversed(parts))
             log.warning(
                 "%s offsets %d to %d: attempt %d failed: %s; trying its halves",
                 *(self._label, segment.batch.start, segment.batch.end - 1, segment.attempts, describe(error)),
@@ -223,8 +226,7 @@ class Work:
         # A record that the decoder let go cannot be told from its neighbours here, so it is reported with them.
         cause = Cause(describe(failure), error_type(failure), attempts, segment.request_id)
         causes = dict.fromkeys(batch.records.column("offset").to_pylist(), cause)
-        if segment.prepared is not None:
-            causes |= segment.prepared.causes
+        causes |= segment.causes
         if not causes:
             log.error("%s: a window was given up after %d attempts: %s", self._label, attempts, describe(failure))
         return self._settled(segment, self._processor.outcome(batch, None, causes, 0))

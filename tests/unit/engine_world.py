@@ -15,6 +15,7 @@ import pyarrow as pa
 from connectors.memory import MemoryCluster, MemoryDestination, MemoryLog, MemorySink, MemorySource, MemoryStore
 from engine.batch import Batch, from_rows
 from engine.batching import KEYS_AND_VALUES, Batcher
+from engine.breaker import Breaker
 from engine.budget import ByteBudget
 from engine.config import SourceConfig
 from engine.context import Context
@@ -23,7 +24,7 @@ from engine.output import Output
 from engine.pool import ShardPool
 from engine.positions import Positions, StreamCheck
 from engine.processing import Processor
-from engine.protocols import Clock, Destination, Fault, Handler, Invocation, Result, Source
+from engine.protocols import Clock, Destination, Fault, Filter, Handler, Invocation, Result, Source
 from engine.shard import Shard, ShardTools
 from tests.clock import ManualClock
 
@@ -141,6 +142,12 @@ class EngineWorld:
         outage_seconds_max: float = 60.0,
         fetch_records_max: int = 1_000,
         sink: Mapping[str, Any] | None = None,
+        lanes: int = 1,
+        lane_bytes_max: int = 1_000_000,
+        choose: Filter | None = None,
+        breaker: Callable[[], Breaker] | None = None,
+        tumbling_seconds: int = 0,
+        tumbling_wait_seconds: float = 0.0,
         **config: Any,
     ) -> ShardTools:
         """What shards of this world need; opens the sink."""
@@ -180,6 +187,12 @@ class EngineWorld:
             shard_bytes_max=shard_bytes_max,
             on_commit=lambda _partition, _position: None,
             outage_seconds_max=outage_seconds_max,
+            filter=choose,
+            lanes=lanes,
+            lane_bytes_max=lane_bytes_max,
+            window_seconds=tumbling_seconds,
+            window_wait_seconds=tumbling_wait_seconds,
+            breaker=breaker,
         )
 
     @contextlib.asynccontextmanager
