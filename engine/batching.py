@@ -97,6 +97,11 @@ class Batcher:
         """Neither records nor a range without records is waiting."""
         return not self._waiting
 
+    @property
+    def first_offset(self) -> int | None:
+        """The offset of the first record that waits; None without records."""
+        return next((int(each.batch.offsets[0]) for each in self._waiting if len(each.batch)), None)
+
     def add(self, batch: Batch, now: float) -> None:
         """Take a fetched batch, which starts where the last one ended."""
         if self._waiting:

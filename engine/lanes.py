@@ -12,17 +12,17 @@ import asyncio
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from engine.attempts import Processed, Stopping, Work
-from engine.batch import Batch, join
+from engine.batch import NO_OFFSETS, Batch, join
 from engine.batching import Batcher
 from engine.budget import ByteBudget
-from engine.errors import HeadraceError
 from engine.processing import Processor
 from engine.protocols import Counts, Outcome
 
@@ -39,18 +39,39 @@ def lane_of(key: bytes | None, count: int) -> int:
 
 
 class _Lane:
-    """``watermark``: every record of this lane before this offset is settled."""
+    """``offsets`` are those of the records at hand that are not settled yet."""
 
-    def __init__(self, batcher: Batcher, start: int) -> None:
+    def __init__(self, batcher: Batcher) -> None:
         self.batcher = batcher
-        self.watermark = start
         self.task: asyncio.Task[None] | None = None
-        self.pieces: deque[Processed] = deque()
+        self.pieces: deque[_Piece] = deque()
+        self.offsets: NDArray[np.int64] = NO_OFFSETS
         self.handling_bytes = 0
 
     @property
     def is_busy(self) -> bool:
         return self.task is not None and not self.task.done()
+
+    @property
+    def first_unsettled(self) -> int | None:
+        """Every record of this lane before this offset is settled; None: all are."""
+        return int(self.offsets[0]) if len(self.offsets) else self.batcher.first_offset
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What came of some records of a lane, the first and the last of which have these offsets."""
+
+    first: int
+    last: int
+    batch: Batch
+    outcome: Outcome
+
+    @property
+    def is_splittable(self) -> bool:
+        """Each row and each failure is known to be of one record."""
+        rows = self.outcome.rows
+        return self.outcome.counts.dropped == 0 and (rows is None or "_offset" in rows.column_names)
 
 
 class Lanes:
@@ -70,13 +91,13 @@ class Lanes:
         wake: Callable[[], None],
     ) -> None:
         assert count > 1
-        self._lanes = [_Lane(batcher(), start) for _ in range(count)]
+        self._lanes = [_Lane(batcher()) for _ in range(count)]
         self._processor = processor
         self._budget = budget
         self._wake = wake
         self._ledger: deque[Batch] = deque()  # what was dealt and has not left yet
         self._position = start
-        self._error: HeadraceError | BaseException | None = None
+        self._error: BaseException | None = None
 
     @property
     def nbytes(self) -> int:
@@ -124,9 +145,8 @@ class Lanes:
                 continue
             batch = join(parts)
             if not len(batch):
-                lane.watermark = batch.end
                 continue
-            lane.handling_bytes = batch.nbytes
+            lane.offsets, lane.handling_bytes = batch.offsets, batch.nbytes
             lane.task = asyncio.create_task(self._handle(lane, batch, stopping))
 
     async def _handle(self, lane: _Lane, batch: Batch, stopping: asyncio.Event) -> None:
@@ -136,11 +156,7 @@ class Lanes:
             while not work.is_done:
                 done = await work.step(stopping)
                 if done is not None:
-                    assert done.outcome.start == lane.watermark
-                    lane.pieces.append(done)
-                    lane.watermark = done.outcome.end
-                    if done.error is not None:
-                        self._error = done.error
+                    self._settle(lane, done)
                 self._wake()
         except Stopping:
             return
@@ -151,28 +167,40 @@ class Lanes:
             lane.handling_bytes = 0
             self._wake()
 
+    def _settle(self, lane: _Lane, done: Processed) -> None:
+        if done.error is not None:
+            self._error = done.error
+        outcome = done.outcome
+        lane.offsets = lane.offsets[np.searchsorted(lane.offsets, outcome.end) :]
+        offsets = done.batch.offsets
+        if outcome.start < outcome.end and len(offsets):
+            lane.pieces.append(_Piece(int(offsets[0]), int(offsets[-1]), done.batch, outcome))
+
     def settled(self) -> Processed | None:
         """What every lane has passed since the last call, as one outcome; None if that is nothing."""
         position = self._prefix()
         if position == self._position:
             return None
         batch = self._leave(position)
-        parts = [part for lane in self._lanes for part in self._taken(lane, position)]
-        rows = [part.rows for part in parts if part.rows is not None]
+        parts = [part for lane in self._lanes for part in _taken(lane, position)]
         counts = sum((part.counts for part in parts), Counts())
         # What the lanes call absent is mostly each other's; the ledger knows.
         counts = replace(counts, filtered=len(batch.filtered), absent=batch.absent)
         failures = sorted((each for part in parts for each in part.failures), key=lambda each: each.offset)
+        rows = [part.rows for part in parts if part.rows is not None]
         outcome = Outcome(batch.start, batch.end, _in_order(rows), counts, failures)
         self._position = position
         return Processed(batch, outcome)
 
     def _prefix(self) -> int:
         """The offset that every lane has passed, such that no piece that cannot be split lies across it."""
-        position = min(lane.watermark for lane in self._lanes)
-        pieces = [piece for lane in self._lanes for piece in lane.pieces if not _is_splittable(piece)]
+        if not self._ledger:
+            return self._position
+        unsettled = [first for lane in self._lanes if (first := lane.first_unsettled) is not None]
+        position = min(unsettled, default=self._ledger[-1].end)
+        whole = [piece for lane in self._lanes for piece in lane.pieces if not piece.is_splittable]
         while True:
-            across = [each.outcome.start for each in pieces if each.outcome.start < position < each.outcome.end]
+            across = [piece.first for piece in whole if piece.first < position <= piece.last]
             if not across:
                 return max(position, self._position)
             position = min(across)
@@ -186,16 +214,6 @@ class Lanes:
             head, self._ledger[0] = self._ledger[0].split(position)
             leaving.append(head)
         return join(leaving)
-
-    @staticmethod
-    def _taken(lane: _Lane, position: int) -> list[Outcome]:
-        taken = []
-        while lane.pieces and lane.pieces[0].outcome.end <= position:
-            taken.append(lane.pieces.popleft().outcome)
-        if lane.pieces and lane.pieces[0].outcome.start < position:
-            head, lane.pieces[0] = _split(lane.pieces[0], position)
-            taken.append(head)
-        return taken
 
     async def finish(self) -> None:
         """Wait until no lane is busy. Nothing new is started meanwhile."""
@@ -211,26 +229,34 @@ class Lanes:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _is_splittable(piece: Processed) -> bool:
-    rows = piece.outcome.rows
-    return piece.outcome.counts.dropped == 0 and (rows is None or "_offset" in rows.column_names)
+def _taken(lane: _Lane, position: int) -> list[Outcome]:
+    """What came of the lane's records before ``position``, which leaves the lane."""
+    taken = []
+    while lane.pieces and lane.pieces[0].last < position:
+        taken.append(lane.pieces.popleft().outcome)
+    if lane.pieces and lane.pieces[0].first < position:
+        head, lane.pieces[0] = _split(lane.pieces[0], position)
+        taken.append(head)
+    return taken
 
 
-def _split(piece: Processed, position: int) -> tuple[Outcome, Processed]:
+def _split(piece: _Piece, position: int) -> tuple[Outcome, _Piece]:
     """A piece's outcome before ``position``, and the piece that is left."""
     head, tail = piece.batch.split(position)
-    outcome = piece.outcome
+    first = _part_of(piece.outcome, head, is_head=True)
+    rest = _part_of(piece.outcome, tail, is_head=False)
+    return first, _Piece(int(tail.offsets[0]), piece.last, tail, rest)
+
+
+def _part_of(outcome: Outcome, batch: Batch, *, is_head: bool) -> Outcome:
+    position = batch.end if is_head else batch.start
+    failures = [each for each in outcome.failures if (each.offset < position) is is_head]
     rows = outcome.rows
-    parts = []
-    for batch, is_head in ((head, True), (tail, False)):
-        failures = [each for each in outcome.failures if (each.offset < position) is is_head]
-        kept = rows
-        if rows is not None:
-            compare = pc.less if is_head else pc.greater_equal
-            kept = rows.filter(compare(rows.column("_offset"), pa.scalar(position, pa.int64())))
-        counts = Counts(handled=len(batch) - len(failures), failed=len(failures), absent=batch.absent)
-        parts.append(Outcome(batch.start, batch.end, kept, counts, failures))
-    return parts[0], Processed(tail, parts[1], piece.error, piece.state)
+    if rows is not None:
+        compare = pc.less if is_head else pc.greater_equal
+        rows = rows.filter(compare(rows.column("_offset"), pa.scalar(position, pa.int64())))
+    counts = Counts(handled=len(batch) - len(failures), failed=len(failures), absent=batch.absent)
+    return Outcome(batch.start, batch.end, rows, counts, failures)
 
 
 def _in_order(tables: list[pa.Table]) -> pa.Table | None:

@@ -7,6 +7,7 @@ and the next one has other settings. After each run the sink is held to what the
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections import defaultdict
@@ -237,7 +238,7 @@ class Mapping(RuleBasedStateMachine):
         everything = set(rows) | set(failures) | self.dropped
         assert everything == set(self._records(0, shard.position or 0)), "a committed record is unaccounted for"
         ranges = [(start, end) for start, end, _ in shard.commits]
-        assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
 
 
 LONG = os.environ.get("HEADRACE_CRASH") == "long"
