@@ -115,7 +115,7 @@ class Batch:
         return self._part(self.start, end, self.records.slice(0, count))
 
     def tail(self, count: int) -> Batch:
-        """What `head` of the same ``count`` leaves."""
+        """What `head` of the same ``count`` leaves; of none, all of it."""
         if count <= 0:
             return self
         start = self.records.column(0)[count].as_py() if count < len(self) else self.end

@@ -34,7 +34,7 @@ def test_a_cut_batch_is_joined_again(kinds: list[str], start: int, at: int) -> N
     batch = made(kinds, start)
     expected = {start + index: kind for index, kind in enumerate(kinds)}
     assert fates(batch) == expected
-    for parts in ((batch.head(at), batch.tail(at)), batch.split(min(start + at, batch.end))):
+    for parts in ((batch.head(at + 1), batch.tail(at + 1)), batch.split(min(start + at, batch.end))):
         before, after = parts
         assert (before.start, before.end, after.end) == (batch.start, after.start, batch.end)
         assert fates(before) | fates(after) == expected
