@@ -328,3 +328,78 @@ def test_no_pipeline_at_all_is_a_fault() -> None:
     config = parse(tomllib.loads(f"[pipelines.p]\nenabled = false\n{SOURCE}{SINK}"))
     with pytest.raises(ConfigError, match="every pipeline has enabled = false"):
         build_runtime(config, bootstrap="127.0.0.1:1")
+
+
+KINESIS = '[pipelines.p.function]\nkind = "kinesis"\nhandler = "app.handler"\n'
+KAFKA = KINESIS.replace("kinesis", "kafka")
+
+
+@pytest.mark.parametrize(
+    ("source", "function", "fault"),
+    [
+        ("maximum_record_age_in_seconds = 30", KINESIS, "valid are -1 and 60 to 604800, as on AWS"),
+        ("parallelization_factor = 11", KINESIS, "parallelization_factor = 11"),
+        (
+            "parallelization_factor = 2\ntumbling_window_in_seconds = 60",
+            KINESIS,
+            "tumbling_window_in_seconds goes with parallelization_factor = 1",
+        ),
+        ("parallelization_factor = 2", KINESIS.replace("kinesis", "rows"), "goes with the kinds kinesis, kafka"),
+        ("tumbling_window_in_seconds = 60", KINESIS.replace("kinesis", "arrow"), "goes with the kinds kinesis"),
+        ('function_response_types = ["Other"]', KINESIS, "function_response_types"),
+        ('function_response_types = ["ReportBatchItemFailures"]', KINESIS.replace("kinesis", "rows"), "goes with"),
+        ('destination_config.on_success = "file:x"', KINESIS, "event source mappings have no on_success"),
+        ("destination_config.replay = true", KINESIS, "replay goes with on_failure"),
+        ("failed_share_max = 0", KINESIS, "failed_share_max = 0"),
+        (
+            "filter_criteria.filters = [" + ", ".join(["{pattern = '{}'}"] * 11) + "]",
+            KINESIS,
+            "filter_criteria.filters",
+        ),
+        (f"filter_criteria.filters = [{{pattern = '{'x' * 4097}'}}]", KINESIS, "at most 4096 characters"),
+        ("", KINESIS + 'runtime = "provided"', 'runtime = "provided" takes command'),
+        ("", KINESIS + 'command = ["./x"]', "command only with runtime"),
+        ("", KINESIS + 'environment = {1X = "y"}', "letters, digits and underscore"),
+        ("", KINESIS + f'environment = {{XX = "{"y" * 4096}"}}', "bytes of names and values; at most 4,096"),
+        ("", KINESIS + "memory_size = 64", "memory_size = 64"),
+        ("", KINESIS + "reserved_concurrency = 0", "reserved_concurrency = 0"),
+        ("", KAFKA + 'event_source = "aws:kafka"', 'event_source = "aws:kafka" and event_source_arn go together'),
+    ],
+)
+def test_what_a_mapping_cannot_be_told(source: str, function: str, fault: str) -> None:
+    """Ranges are AWS's where AWS has them; what goes together is said."""
+    assert fault in "\n".join(faults(f"{SOURCE}{source}\n{function}"))
+
+
+@pytest.mark.parametrize(
+    ("source", "function", "fault"),
+    [
+        ("batch_size = 20_000", KINESIS, "batch_size is at most 10000"),
+        ("maximum_batching_window_in_seconds = 0.2", KINESIS, "in whole seconds"),
+        ("parallelization_factor = 2", KAFKA, "parallelization_factor is not for Kafka"),
+        ("tumbling_window_in_seconds = 60", KAFKA, "tumbling_window_in_seconds is not for Kafka"),
+        ("", KAFKA + "timeout = 900", "at most 840 behind a Kafka mapping"),
+        ("", KINESIS.replace("kinesis", "rows"), "has to be kinesis, kafka or dynamodb"),
+        (
+            'starting_position = "AT_TIMESTAMP"\nstarting_position_timestamp = 2026-01-01T00:00:00Z',
+            KINESIS.replace("kinesis", "dynamodb"),
+            "AT_TIMESTAMP is not for DynamoDB",
+        ),
+    ],
+)
+def test_compatibility_refuses_what_aws_would(source: str, function: str, fault: str) -> None:
+    """With compatibility = "aws" only; else it is taken."""
+    window = "" if "batching_window" in source else "maximum_batching_window_in_seconds = 0\n"
+    text = f"{SOURCE}{window}{source}\n{function}"
+    parse(tomllib.loads(text))
+    aws = text.replace("[pipelines.p.", '[pipelines.p]\ncompatibility = "aws"\n[pipelines.p.', 1)
+    assert fault in "\n".join(faults(aws))
+
+
+def test_a_functions_variables_are_shown_nowhere() -> None:
+    """They are where people keep keys; neither the resolved document nor the model's text has them."""
+    config = parse(tomllib.loads(SOURCE + KINESIS + 'environment = {API_KEY = "open sesame"}'))
+    assert "sesame" not in str(resolved(config)) + repr(config) + str(config)
+    function = config.pipelines["p"].function
+    assert function is not None
+    assert function.environment["API_KEY"].get_secret_value() == "open sesame"
