@@ -3,6 +3,8 @@
 At least once, as on AWS: the handler has effects of its own, and a batch that was handled but not yet
 committed is handled again after a crash. Failed records reach the destination before the commit that
 passes them. Group commits are fenced by the group's generation.
+Not here: pipelines whose shards have a state. A group offset holds none, so those keep both in a topic of
+headrace's own (`connectors.kafka.sink`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import pyarrow as pa
 from engine.batch import Stream
 from engine.errors import HandlerError
 from engine.protocols import Clock, Destination, FailedRecord, Outcome, ShardWriter, Source
+
+#: Rows have nowhere to go in a pipeline without a sink, whatever its checkpoint is.
+ROWS_REFUSED = "the handler returned rows, but the pipeline has no sink to write them to"
 
 
 class CheckpointSink:
@@ -87,6 +92,11 @@ class _Writer:
         return self._position
 
     @property
+    def state(self) -> bytes:
+        """Always empty: there is nothing to keep one in."""
+        return b""
+
+    @property
     def pending_bytes(self) -> int:
         return sum(len(record.value or b"") + len(record.key or b"") for record in self._failures)
 
@@ -98,8 +108,9 @@ class _Writer:
     async def write(self, outcome: Outcome) -> None:
         last = self._position if self._written is None else self._written
         assert last is None or outcome.start == last, f"{last} is not followed by {outcome.start}"
+        assert outcome.state is None, "a group offset has no room for a state"
         if outcome.rows is not None and outcome.rows.num_rows:
-            raise HandlerError("the handler returned rows, but the pipeline has no sink to write them to")
+            raise HandlerError(ROWS_REFUSED)
         if self._written is None:
             self._written_at = self._clock.monotonic()
         self._written = outcome.end

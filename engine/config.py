@@ -364,6 +364,11 @@ class PipelineConfig(Model):
         "headrace", description="aws: refuse what an event source mapping on AWS would refuse"
     )
 
+    @property
+    def has_group_position(self) -> bool:
+        """The group offset is the position: there is no sink, and no window whose state would need one."""
+        return isinstance(self.sink, NoSinkConfig) and not self.source.tumbling_window_in_seconds
+
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
         if self.function is None and isinstance(self.sink, NoSinkConfig):

@@ -1,10 +1,12 @@
-"""headrace's own tables in a DuckDB file: positions, table owners, adopted schemas, failures.
+"""headrace's own tables in a DuckDB file: positions, states, table owners, adopted schemas, failures.
 
 They live in the schema ``headrace`` of the file that holds the rows, so that one transaction covers both.
 Functions here take the writing connection and run inside the caller's transaction; times are UTC.
 
     positions   one row per shard, made by its first owner. ``next_offset`` is NULL until the first commit;
                 ``next_offset - first_offset`` is the sum of the five counts
+    states      what a shard hands from one invocation to the next; no row where there is nothing. Apart from the
+                positions, whose rows are written anew by every commit
     sinks       which pipeline, cluster and topic a table belongs to
     aggregates  how the columns of a table of mode "aggregate" are merged; no rows for other tables
     schemas     Arrow schemas, serialized; the first one under a name stays
@@ -26,8 +28,10 @@ from engine.batch import HEADERS, Stream
 from engine.errors import InternalError, RecreatedTopic, SinkMismatch
 from engine.protocols import FailedRecord
 
-#: Raised when a change of these tables would mislead an older headrace.
+#: Raised when a change of these tables would mislead an older headrace. One that knows no states would move a
+#: position away from its state; so a file says that it has some once it does.
 FORMAT_VERSION = 1
+FORMAT_VERSION_WITH_STATES = 2
 
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS headrace;
@@ -39,6 +43,10 @@ CREATE TABLE IF NOT EXISTS headrace.positions (
     failed BIGINT NOT NULL DEFAULT 0, absent BIGINT NOT NULL DEFAULT 0, rows_given BIGINT NOT NULL DEFAULT 0,
     updated TIMESTAMP NOT NULL,
     PRIMARY KEY (pipeline, cluster_id, topic_id, "partition")
+);
+CREATE TABLE IF NOT EXISTS headrace.states (
+    pipeline VARCHAR NOT NULL, cluster_id VARCHAR NOT NULL, topic_id VARCHAR NOT NULL, "partition" INTEGER NOT NULL,
+    state BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS headrace.sinks (
     table_name VARCHAR PRIMARY KEY, pipeline VARCHAR NOT NULL, cluster_id VARCHAR NOT NULL,
@@ -57,6 +65,7 @@ CREATE TABLE IF NOT EXISTS headrace.failures (
     headers STRUCT("key" VARCHAR, "value" BLOB)[], reason VARCHAR, error_type VARCHAR, attempts INTEGER,
     failed_at TIMESTAMP NOT NULL, delivered BOOLEAN NOT NULL
 );
+ALTER TABLE headrace.failures ADD COLUMN IF NOT EXISTS request_id VARCHAR;
 """
 
 #: The columns in which failures reach the table; also what reading them back asks for.
@@ -77,6 +86,7 @@ FAILURES = pa.schema(
         ("attempts", pa.int32()),
         ("failed_at", pa.timestamp("us")),
         ("delivered", pa.bool_()),
+        ("request_id", pa.string()),
     ]
 )
 
@@ -139,9 +149,10 @@ def prepare(connection: duckdb.DuckDBPyConnection) -> None:
         version = found[0] if found else None
         if version is None:
             connection.execute("INSERT INTO headrace.format VALUES (?)", [FORMAT_VERSION])
-        elif version > FORMAT_VERSION:
+        elif version > FORMAT_VERSION_WITH_STATES:
             raise SinkMismatch(
-                f"the DuckDB file was written by a later headrace (format {version}, known: {FORMAT_VERSION})",
+                f"the DuckDB file was written by a later headrace (format {version},"
+                f" known: {FORMAT_VERSION_WITH_STATES})",
                 hint="Use that version, or another file.",
             )
 
@@ -244,6 +255,26 @@ def position(connection: duckdb.DuckDBPyConnection, shard: Shard) -> int | None:
     return None if found is None else found[0]
 
 
+def state(connection: duckdb.DuckDBPyConnection, shard: Shard) -> bytes:
+    """The shard's state, empty where there is none."""
+    found = connection.execute(f"SELECT state FROM headrace.states WHERE {_IS_SHARD}", shard.key).fetchone()
+    return b"" if found is None else bytes(found[0])
+
+
+def set_state(connection: duckdb.DuckDBPyConnection, shard: Shard, state: bytes) -> None:
+    """Give the shard a state, or none where it is empty.
+
+    In the transaction that has just moved the position, whose row is what two owners conflict on.
+    """
+    connection.execute(f"DELETE FROM headrace.states WHERE {_IS_SHARD}", shard.key)
+    if state:
+        connection.execute("INSERT INTO headrace.states VALUES (?, ?, ?, ?, ?)", [*shard.key, state])
+        connection.execute(
+            f"UPDATE headrace.format SET version = {FORMAT_VERSION_WITH_STATES}"
+            f" WHERE version < {FORMAT_VERSION_WITH_STATES}"
+        )
+
+
 def take_over(connection: duckdb.DuckDBPyConnection, shard: Shard, owner: str, now: float) -> int | None:
     """Make ``owner`` the shard's owner, whoever was it, and give the position.
 
@@ -296,31 +327,26 @@ def failure_rows(shard: Shard, failures: Sequence[FailedRecord], now: float) -> 
             "attempts": failure.attempts,
             "failed_at": int(now * 1e6),
             "delivered": False,
+            "request_id": failure.request_id,
         }
         for failure in failures
     ]
 
 
 def undelivered(connection: duckdb.DuckDBPyConnection, shard: Shard, records_max: int) -> list[FailedRecord]:
+    """The shard's failures that are not marked, by offset; also from a file of an earlier version, as it is."""
     found = connection.execute(
-        'SELECT "partition", "offset", "timestamp", "key", "value", headers, reason, error_type, attempts'
+        "SELECT * EXCLUDE (pipeline, cluster_id, topic, topic_id, failed_at, delivered)"
         f' FROM headrace.failures WHERE {_IS_SHARD} AND NOT delivered ORDER BY "offset" LIMIT ?',
         [*shard.key, records_max],
-    ).fetchall()
-    return [
-        FailedRecord(
-            partition=partition,
-            offset=offset,
-            timestamp=timestamp,
-            key=key,
-            value=value,
-            headers=tuple((header["key"], header["value"]) for header in headers),
-            reason=reason,
-            error_type=error_type,
-            attempts=attempts,
-        )
-        for partition, offset, timestamp, key, value, headers, reason, error_type, attempts in found
-    ]
+    )
+    names = [column[0] for column in found.description or ()]
+    records = []
+    for row in found.fetchall():
+        fields = dict(zip(names, row, strict=True))
+        fields["headers"] = tuple((header["key"], header["value"]) for header in fields["headers"])
+        records.append(FailedRecord(**fields))
+    return records
 
 
 def mark_delivered(connection: duckdb.DuckDBPyConnection, shard: Shard, before: int) -> None:

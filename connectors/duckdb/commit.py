@@ -1,4 +1,4 @@
-"""One transaction for the commits of many shards: compare-and-set of all positions, then rows and failures.
+"""One transaction for the commits of many shards: compare-and-set of all positions, then rows, failures and states.
 
 Not here: when a commit is due (`sink`) and in which thread it runs (`database`). A shard whose
 compare-and-set fails is left out and told so; the others go through. Where the transaction as a whole
@@ -49,6 +49,8 @@ class Append:
 class ShardCommit:
     """One shard's part of a transaction: the move of its position from ``expected``, and what goes with it.
 
+    ``state`` is its new state, or None where it keeps the one that it has.
+
     ``start`` is ``expected``, or where the first range starts when there was none. ``rows_given`` counts the rows
     as they came, of which ``rows`` may be combined. ``done`` gets None, or the error that kept this shard out; it
     is never failed, so that nobody has to collect an exception.
@@ -63,6 +65,7 @@ class ShardCommit:
     rows: Sequence[pa.Table]
     rows_given: int
     failures: Sequence[FailedRecord]
+    state: bytes | None
     target: Target | None
     phase: Callable[[str], None]
     now: float
@@ -170,6 +173,9 @@ def _transact(connection: duckdb.DuckDBPyConnection, commits: Sequence[ShardComm
         if failures:
             with registered(connection, "headrace_failed", pa.Table.from_pylist(failures, catalog.FAILURES)):
                 connection.execute("INSERT INTO headrace.failures BY NAME SELECT * FROM headrace_failed")
+        for commit in won:
+            if commit.state is not None:
+                catalog.set_state(connection, commit.shard, commit.state)
         for commit in won:
             commit.phase("written")
     return [commit for commit in commits if commit not in won]

@@ -1,4 +1,4 @@
-"""What a shard has written and not committed: one range, its counts, its failed records, and its rows in memory.
+"""What a shard has written and not committed: one range, its counts, failed records and state, its rows in memory.
 
 Not here: when it is committed (`sink`) and how (`commit`); nor how partial aggregates are combined (`aggregate`).
 """
@@ -41,6 +41,7 @@ class Pending:
     rows: list[pa.Table] = field(default_factory=list)
     rows_given: int = 0
     failures: list[FailedRecord] = field(default_factory=list)
+    state: bytes | None = None
     _rows_bytes: int = 0
     _failures_bytes: int = 0
     _combined_bytes: int = 0
@@ -50,8 +51,8 @@ class Pending:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory held by rows and failures."""
-        return self._rows_bytes + self._failures_bytes
+        """Bytes of memory held by rows, failures and state."""
+        return self._rows_bytes + self._failures_bytes + len(self.state or b"")
 
     def add(self, outcome: Outcome, rows: pa.Table | None) -> None:
         """Take in an outcome, with the rows that are to be stored for it."""
@@ -65,6 +66,8 @@ class Pending:
         self._failures_bytes += sum(
             FAILURE_BYTES + len(failure.key or b"") + len(failure.value or b"") for failure in outcome.failures
         )
+        if outcome.state is not None:
+            self.state = outcome.state
         if rows is not None:
             self.rows.append(rows)
             self.rows_given += rows.num_rows

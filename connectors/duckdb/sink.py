@@ -153,11 +153,12 @@ class DuckDBSink:
     async def acquire(self, partition: int) -> DuckDBShard:
         shard, owner = self._shard(partition), str(uuid.uuid4())
 
-        def take_over(connection: duckdb.DuckDBPyConnection) -> int | None:
+        def take_over(connection: duckdb.DuckDBPyConnection) -> tuple[int | None, bytes]:
             self.phase("recovering")
-            return catalog.take_over(connection, shard, owner, self.clock.time())
+            position = catalog.take_over(connection, shard, owner, self.clock.time())
+            return position, catalog.state(connection, shard)
 
-        return DuckDBShard(self, shard, owner, await self.database.run(take_over))
+        return DuckDBShard(self, shard, owner, *await self.database.run(take_over))
 
     async def close(self) -> None:
         """Let go of the file; idempotent. The last sink's close writes the WAL into it."""
@@ -225,11 +226,12 @@ class DuckDBSink:
 class DuckDBShard:
     """`engine.protocols.ShardWriter` of one shard; pending outcomes are kept until their commit is known."""
 
-    def __init__(self, sink: DuckDBSink, shard: Shard, owner: str, position: int | None) -> None:
+    def __init__(self, sink: DuckDBSink, shard: Shard, owner: str, position: int | None, state: bytes) -> None:
         self._sink = sink
         self._shard = shard
         self._owner = owner
         self._position = position
+        self._state = state
         self._end = position
         self._pending = sink.pending()
         self._pending_since = 0.0
@@ -239,6 +241,10 @@ class DuckDBShard:
     @property
     def position(self) -> int | None:
         return self._position
+
+    @property
+    def state(self) -> bytes:
+        return self._state
 
     @property
     def pending_bytes(self) -> int:
@@ -284,6 +290,7 @@ class DuckDBShard:
                 rows=self._pending.rows,
                 rows_given=self._pending.rows_given,
                 failures=self._pending.failures,
+                state=self._pending.state,
                 target=self._sink.target,
                 phase=self._sink.phase,
                 now=self._sink.clock.time(),
@@ -330,6 +337,7 @@ class DuckDBShard:
                 raise error
             else:
                 self._position = commit.end
+                self._state = self._state if commit.state is None else commit.state
                 self._pending = self._sink.pending()
         if self._lost is not None:
             raise self._lost

@@ -31,6 +31,7 @@ class StoredShard:
     outcomes: list[Outcome] = field(default_factory=list)
     commits: list[tuple[int, int, Counts]] = field(default_factory=list)
     delivered: int = -1  #: the offset of the last failure that was marked
+    state: bytes = b""
 
     @property
     def failures(self) -> list[FailedRecord]:
@@ -172,6 +173,7 @@ class MemoryShardWriter:
         self._shard = shard
         self._owner = shard.owner
         self._position = shard.position
+        self._state = shard.state
         self._end = shard.position
         self._pending: list[Outcome] = []
         self._pending_bytes = 0
@@ -180,6 +182,10 @@ class MemoryShardWriter:
     @property
     def position(self) -> int | None:
         return self._position
+
+    @property
+    def state(self) -> bytes:
+        return self._state
 
     @property
     def pending_bytes(self) -> int:
@@ -209,6 +215,7 @@ class MemoryShardWriter:
         self._pending.append(outcome)
         self._pending_bytes += 0 if outcome.rows is None else outcome.rows.nbytes
         self._pending_bytes += sum(len(failure.value or b"") for failure in outcome.failures)
+        self._pending_bytes += len(outcome.state or b"")
         self._end = outcome.end
 
     async def commit(self) -> int:
@@ -220,6 +227,9 @@ class MemoryShardWriter:
             self._shard.outcomes.extend(self._pending)
             self._shard.commits.append((start, end, sum((each.counts for each in self._pending), Counts())))
             self._shard.position = self._position = end
+            given = [each.state for each in self._pending if each.state is not None]
+            if given:
+                self._shard.state = self._state = given[-1]
             self._forget()
         await self._sink.take_step("committed")
         return self._position if self._position is not None else 0

@@ -25,7 +25,7 @@ _SUFFIX = ".jsonl"
 
 
 def dump_failures(records: Iterable[FailedRecord]) -> bytes:
-    """One JSON object for each record and line, bytes in base64."""
+    """One JSON object for each record and line, bytes in base64; ``request_id`` only where there was a request."""
     return b"".join(
         orjson.dumps(
             {
@@ -38,6 +38,7 @@ def dump_failures(records: Iterable[FailedRecord]) -> bytes:
                 "reason": record.reason,
                 "error_type": record.error_type,
                 "attempts": record.attempts,
+                **({} if record.request_id is None else {"request_id": record.request_id}),
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )

@@ -4,6 +4,7 @@
     <root>/.headrace/sink.json, sink-<incarnation>.json, schema-<name>.json, temporary/
     <root>/.headrace/<topic id>/<partition>/log/<seq>.json, <seq>.checkpoint.json
     <root>/.headrace/<topic id>/<partition>/staging/<seq of the owner's takeover>-<owner>-<what>
+                                                    (the shard's state stays here: <n>.state)
     <root>/.headrace/<topic id>/<partition>/failures/<start>-<end>.jsonl, delivered.json
 
 Only committed files end in ``.parquet``: recursive globs of some readers look into hidden directories too.

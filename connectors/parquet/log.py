@@ -13,6 +13,9 @@ name; it is linked, the log directory is flushed, and the commit is made. Files 
 *Retention.* Users remove public files and directories whenever they like. What had its public name by then is
 theirs to remove; a file that had not yet is committed and still staged, and its directory is made anew for it.
 
+*State.* A shard's state is an entry of the manifest that moves it. A large one is a staged file that stays staged
+for as long as it is the last (`connectors.parquet.state`); its successor's owner removes it, or else recovery does.
+
 *Checkpoint.* Every so many manifests a checkpoint says what the log amounts to, and what lies below it is
 deleted, so reading a log costs the same however long it has run. Deleting frees names that a paused owner
 may still be about to link; therefore whoever has linked looks at the checkpoints again, and one at or beyond
@@ -34,7 +37,16 @@ from pathlib import Path
 from connectors.parquet.files import Directories, StagedFile, replace_durably, write_whole
 from connectors.parquet.filesystem import FileSystem
 from connectors.parquet.layout import ShardLayout
-from connectors.parquet.manifest import Checkpoint, FileEntry, Kind, Manifest, load_checkpoint, load_manifest
+from connectors.parquet.manifest import (
+    Checkpoint,
+    FileEntry,
+    Kind,
+    Manifest,
+    StateEntry,
+    load_checkpoint,
+    load_manifest,
+)
+from connectors.parquet.state import load_state, stage_state
 from engine.errors import InternalError, ShardLost, SinkUnavailable
 from engine.protocols import Counts
 
@@ -63,6 +75,12 @@ class Chain:
     @property
     def position(self) -> int | None:
         return self.manifests[-1].end if self.manifests else self.checkpoint.position
+
+    @property
+    def state(self) -> StateEntry | None:
+        """The last state that was given; None if there never was one."""
+        given = (manifest.state for manifest in reversed(self.manifests) if manifest.state is not None)
+        return next(given, self.checkpoint.state)
 
 
 def read_chain(filesystem: FileSystem, directory: Path) -> Chain:
@@ -138,6 +156,8 @@ class ShardLog:
         self.owner = uuid.uuid4().hex
         self.seq = 0
         self.position: int | None = None
+        self.state = b""
+        self._state: StateEntry | None = None
         self._directories = directories
         self._time = time
         self._phase = phase
@@ -173,19 +193,24 @@ class ShardLog:
         failures: FileEntry | None = None,
         rows_out: int = 0,
         schema: str | None = None,
+        state: bytes | None = None,
     ) -> None:
-        """Move the position from ``start`` to ``end`` together with ``files``, finished staged files.
+        """Move the position from ``start`` to ``end`` with ``files``, finished staged files, and ``state``.
 
         Returns when all is durable and public. Raises ShardLost when another owner has taken the shard;
         then nothing of this is or becomes visible.
         """
         kind: Kind = "start" if self.position is None and start == end and not files else "commit"
-        manifest = self._manifest(
-            self.seq + 1, kind, start, end, files=tuple(files), failures=failures, counts=counts,
-            rows_out=rows_out, schema=schema,
-        )  # fmt: skip
         with self._noticing_loss():
+            entry = None if state is None else stage_state(state, self.stage)
+            manifest = self._manifest(
+                self.seq + 1, kind, start, end, files=tuple(files), failures=failures, counts=counts,
+                rows_out=rows_out, schema=schema, state=entry,
+            )  # fmt: skip
             self._commit(manifest)
+            if state is not None:
+                before, self._state, self.state = self._state, entry, state
+                self._drop_state(before)
             self._checkpoint_if_due()
 
     def _commit(self, manifest: Manifest) -> None:
@@ -264,6 +289,7 @@ class ShardLog:
         )
 
     def _recover(self, chain: Chain) -> None:
+        self._state, self.state = chain.state, self._load_state(chain.state)
         for manifest in chain.manifests:
             self._publish(manifest, recovery=True)
         self._sync_public(chain.manifests)
@@ -272,11 +298,12 @@ class ShardLog:
     def _drop_staged(self, chain: Chain) -> None:
         """Remove what owners before this takeover staged: what they committed is published by now.
 
-        Not what carries a later takeover's seq: this owner may have lost the shard since.
+        Not the file of the shard's state, which is public nowhere. Not what carries a later takeover's seq: this
+        owner may have lost the shard since.
         """
         committed = {file.staged: file.public for manifest in chain.manifests for file in manifest.all_files}
         for name in self.filesystem.names(self.layout.staging):
-            if int(name.partition("-")[0]) >= self._takeover_seq:
+            if int(name.partition("-")[0]) >= self._takeover_seq or (chain.state and name == chain.state.staged):
                 continue
             # A rename between two names of one file leaves both; under its only name it is never removed.
             if name in committed and self.filesystem.size(self.layout.root / committed[name]) is None:
@@ -285,6 +312,22 @@ class ShardLog:
                     hint="Keep the directory as it is and start again: the file is published then.",
                 )
             self._unlink(self.layout.staging / name)
+
+    def _load_state(self, entry: StateEntry | None) -> bytes:
+        try:
+            return load_state(self.filesystem, self.layout.staging, entry)
+        except FileNotFoundError as error:  # a later owner's commit has replaced it, or somebody removed it
+            if self.lost():
+                raise self.lost_error() from error
+            raise InternalError(
+                f"{error.filename} holds the state of {self.layout.topic}-{self.layout.partition} and is not there",
+                hint="Restore it: without its state the shard's windows would be wrong.",
+            ) from error
+
+    def _drop_state(self, entry: StateEntry | None) -> None:
+        """Remove the file of a state that a durable commit of this owner has replaced."""
+        if entry is not None and entry.staged is not None:
+            self._unlink(self.layout.staging / entry.staged)
 
     def _publish(self, manifest: Manifest, *, recovery: bool = False) -> None:
         """Give files their public names; who of two owners does it does not matter."""
@@ -348,7 +391,8 @@ class ShardLog:
             return
         temporary = self.temporary(f"{self.seq}.checkpoint")
         target = self.layout.log / checkpoint_name(self.seq)
-        replace_durably(self.filesystem, temporary, target, Checkpoint(self.seq, self.position).dump())
+        state = self._state if self.state else None
+        replace_durably(self.filesystem, temporary, target, Checkpoint(self.seq, self.position, state).dump())
         self._checkpoint_seq = self.seq
         for name in self.filesystem.names(self.layout.log):
             seq = int(name.partition(".")[0])
@@ -368,11 +412,12 @@ class ShardLog:
         counts: Counts | None = None,
         rows_out: int = 0,
         schema: str | None = None,
+        state: StateEntry | None = None,
     ) -> Manifest:
         layout = self.layout
         manifest = Manifest(
             seq, self.owner, kind, layout.topic, layout.topic_id, layout.partition, start, end,
-            self._time(), files, failures, counts or Counts(), rows_out, schema,
+            self._time(), files, failures, counts or Counts(), rows_out, schema, state,
         )  # fmt: skip
         manifest.check(seq, self.position)
         return manifest

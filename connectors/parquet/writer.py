@@ -110,6 +110,7 @@ class _Pending:
     waiting_bytes: int = 0
     committing: bool = False
     fingerprint: str | None = None
+    state: bytes | None = None
 
 
 class ParquetShardWriter:
@@ -142,9 +143,13 @@ class ParquetShardWriter:
         return self._log.position
 
     @property
+    def state(self) -> bytes:
+        return self._log.state
+
+    @property
     def pending_bytes(self) -> int:
         pending = self._pending
-        return 0 if pending is None else pending.waiting_bytes
+        return 0 if pending is None else pending.waiting_bytes + len(pending.state or b"")
 
     def due_at(self) -> float | None:
         pending = self._pending
@@ -199,7 +204,7 @@ class ParquetShardWriter:
         schema = None if rows is None else self._row_schema(rows.schema)
         limit = self._options.hive_partitions_open_max
         parts = [] if rows is None else split(rows, self._options.keys, limit)
-        if outcome.start == outcome.end and rows is None and self._end is not None:
+        if outcome.start == outcome.end and rows is None and outcome.state is None and self._end is not None:
             return
         pending = self._begin(outcome.start)
         try:
@@ -217,6 +222,8 @@ class ParquetShardWriter:
         pending.end = outcome.end
         pending.counts += outcome.counts
         pending.rows_out += 0 if rows is None else rows.num_rows
+        if outcome.state is not None:
+            pending.state = outcome.state
 
     @property
     def _end(self) -> int | None:
@@ -305,6 +312,7 @@ class ParquetShardWriter:
             failures=self._failures_entry(pending),
             rows_out=pending.rows_out,
             schema=pending.fingerprint,
+            state=pending.state,
         )
 
     def _entries(self, pending: _Pending) -> list[FileEntry]:

@@ -118,8 +118,10 @@ class _Ends:
         # The ends last: a running pipeline is then never seen beyond them.
         ends = await self.source.end_offsets(chosen)
         group = await group_offsets(self.cluster, self.group, self.stream.topic, chosen)
-        if isinstance(self.config.sink, NoSinkConfig):
+        if self.config.has_group_position:
             positions = group
+        elif isinstance(self.config.sink, NoSinkConfig):  # it goes on from the group's where it has none
+            positions = {number: group[number] if at is None else at for number, at in positions.items()}
         return [
             ShardPosition(
                 self.name, self.stream.topic, number, positions[number], starts[number], ends[number], group[number]
@@ -138,17 +140,17 @@ class _Ends:
                 table, order = str(TableName.parse(sink.table)), sink.order_by if sink.mode == "upsert" else ""
                 binding = Binding(self.name, table, sink.mode, sink.key, order, canonical(sink.aggregates or {}))
                 return await asyncio.to_thread(read_duckdb_positions, sink.path, binding, self.stream)
-            case KafkaSinkConfig() as sink:
+            case NoSinkConfig() if self.config.has_group_position:
+                return {}
+            case (KafkaSinkConfig() | NoSinkConfig()) as sink:
                 return await read_kafka_positions(
                     self.cluster,
                     SystemClock(),
                     pipeline=self.name,
                     stream=self.stream,
-                    output=sink.topic,
+                    output=sink.topic if isinstance(sink, KafkaSinkConfig) else "",
                     state_topic=state_topic_of(self.name),
                 )
-            case NoSinkConfig():
-                return {}
 
 
 async def show(config: Config, name: str, *, bootstrap: str | None = None) -> list[ShardPosition]:
@@ -176,7 +178,7 @@ async def move(
         chosen = _chosen(ends, target, partitions)
         shards = await ends.shards(chosen)
         moves = await _planned(ends, target, shards)
-        populated = not isinstance(ends.config.sink, NoSinkConfig)
+        populated = not ends.config.has_group_position
         faults = [
             fault
             for shard, each in zip(shards, moves, strict=True)
@@ -184,7 +186,7 @@ async def move(
         ]
         if faults:
             raise UserError("\n  ".join([f"pipeline {name}: no position was moved", *faults]))
-        if isinstance(ends.config.sink, NoSinkConfig):
+        if ends.config.has_group_position:
             offsets = {each.partition: each.after for each in moves if each.before != each.after}
             if offsets:
                 await move_group_offsets(ends.cluster, ends.group, ends.stream.topic, offsets)

@@ -6,7 +6,8 @@
             return MyStorage(tmp_path)  # a `SinkStorage`
 
 Sinks that `SinkStorage.sink` gives are of one process and share the storage. Rows have the columns `ROWS`.
-Not here: sizes, ages, file formats; nor what a process's death does, for which each sink has its own tests.
+Not here: sizes, ages, file formats; nor what a process's death does, for which each sink has its own tests; nor
+the state of shards (`tests.conformance.state_suite`).
 """
 
 from __future__ import annotations
@@ -55,9 +56,12 @@ def outcome(
 
 
 def failed_record(offset: int, partition: int = 0) -> FailedRecord:
+    """A failed record; of two neighbours one never reached the function."""
     headers = (("h", b"\x00\xff"), ("h", None), ("", b""))
+    request_id = f"request-{offset}" if offset % 2 else None
     return FailedRecord(
-        partition, offset, 1_700_000_000_000, None, b"\xff\x00", headers, "no JSON\n", "ValueError", 2
+        *(partition, offset, 1_700_000_000_000, None, b"\xff\x00", headers, "no JSON\n", "ValueError", 2),
+        request_id,
     )
 
 

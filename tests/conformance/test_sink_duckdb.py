@@ -12,6 +12,7 @@ from connectors.duckdb import Database, DuckDBSink
 from engine.clock import SystemClock
 from engine.protocols import Sink
 from tests.conformance.sink_suite import STREAM, SinkStorage, SinkSuite
+from tests.conformance.state_suite import StateSuite
 
 
 class DuckDBStorage:
@@ -41,6 +42,12 @@ class DuckDBStorage:
 
 
 class TestDuckDBSink(SinkSuite):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> SinkStorage:
+        return DuckDBStorage(tmp_path / "out.db")
+
+
+class TestDuckDBState(StateSuite):
     @pytest.fixture
     def storage(self, tmp_path: Path) -> SinkStorage:
         return DuckDBStorage(tmp_path / "out.db")

@@ -14,20 +14,22 @@ from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.sink import KafkaSink
 from engine.clock import SystemClock
 from tests.conformance.sink_suite import SinkStorage, SinkSuite
+from tests.conformance.state_suite import StateSuite
 from tests.conftest import ExternalBroker
 from tests.integration.kafka_output import committed
 
 
 class KafkaStorage:
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, *, takes_rows: bool = True) -> None:
         self._settings = KafkaSettings(bootstrap)
         self._topic = f"out-{uuid.uuid4().hex[:12]}"
+        self._takes_rows = takes_rows
 
     def sink(self, *, pipeline: str = "p", on_recreated_topic: str = "stop") -> KafkaSink:
         return KafkaSink(
             self._settings,
             pipeline=pipeline,
-            topic=self._topic,
+            topic=self._topic if self._takes_rows else None,
             clock=SystemClock(),
             group=f"group-of-{self._topic}",
             # Else another pipeline would have a state of its own, and nothing to be refused by.
@@ -47,3 +49,19 @@ class TestKafkaSink(SinkSuite):
     @pytest.fixture
     def storage(self, broker: Broker | ExternalBroker) -> SinkStorage:
         return KafkaStorage(broker.bootstrap)
+
+
+class TestKafkaState(StateSuite):
+    @pytest.fixture
+    def storage(self, broker: Broker | ExternalBroker) -> SinkStorage:
+        return KafkaStorage(broker.bootstrap)
+
+
+class TestKafkaStateAlone(StateSuite):
+    """The sink of pipelines that write nothing and have a state."""
+
+    takes_rows = False
+
+    @pytest.fixture
+    def storage(self, broker: Broker | ExternalBroker) -> SinkStorage:
+        return KafkaStorage(broker.bootstrap, takes_rows=False)

@@ -7,6 +7,7 @@ import pytest
 from connectors.memory import MemorySink, MemoryStore
 from engine.clock import SystemClock
 from tests.conformance.sink_suite import SinkStorage, SinkSuite
+from tests.conformance.state_suite import StateSuite
 
 
 class MemoryStorage:
@@ -28,6 +29,12 @@ class MemoryStorage:
 
 
 class TestMemorySink(SinkSuite):
+    @pytest.fixture
+    def storage(self) -> SinkStorage:
+        return MemoryStorage()
+
+
+class TestMemoryState(StateSuite):
     @pytest.fixture
     def storage(self) -> SinkStorage:
         return MemoryStorage()

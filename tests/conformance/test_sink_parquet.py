@@ -10,6 +10,7 @@ import pytest
 from connectors.parquet import ParquetSink
 from engine.clock import SystemClock
 from tests.conformance.sink_suite import ROWS, SinkStorage, SinkSuite
+from tests.conformance.state_suite import StateSuite
 
 
 class ParquetStorage:
@@ -31,6 +32,12 @@ class ParquetStorage:
 
 
 class TestParquetSink(SinkSuite):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> SinkStorage:
+        return ParquetStorage(tmp_path / "out")
+
+
+class TestParquetState(StateSuite):
     @pytest.fixture
     def storage(self, tmp_path: Path) -> SinkStorage:
         return ParquetStorage(tmp_path / "out")

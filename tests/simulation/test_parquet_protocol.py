@@ -5,15 +5,18 @@ And the same protocol broken on purpose in one place, which the simulation has t
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connectors.parquet.log import Chain, ShardLog, read_chain
-from connectors.parquet.manifest import Manifest
+from connectors.parquet.manifest import Checkpoint, Manifest
+from engine.protocols import Counts
 from tests.simulation.disk import DiskFileSystem
 from tests.simulation.world import LAYOUT, Step, Variant, Violation, World, random_schedule
 
@@ -78,12 +81,16 @@ class RenameBeforeLink(ShardLog):
         return super()._link(manifest)
 
 
+def state_file(chain: Chain) -> str | None:
+    return None if chain.state is None else chain.state.staged
+
+
 class DeleteBeforeTakeover(ShardLog):
     """What no manifest names is dropped while its owner may still commit it."""
 
     def _take_over(self) -> Chain:
-        manifests = read_chain(self.filesystem, self.layout.log).manifests
-        named = {file.staged for manifest in manifests for file in manifest.all_files}
+        chain = read_chain(self.filesystem, self.layout.log)
+        named = {file.staged for manifest in chain.manifests for file in manifest.all_files} | {state_file(chain)}
         for name in self.filesystem.names(self.layout.staging):
             if name not in named:
                 self._unlink(self.layout.staging / name)
@@ -102,7 +109,8 @@ class DropWhateverIsStaged(ShardLog):
 
     def _drop_staged(self, chain: Chain) -> None:
         for name in self.filesystem.names(self.layout.staging):
-            self._unlink(self.layout.staging / name)
+            if name != state_file(chain):
+                self._unlink(self.layout.staging / name)
 
 
 class CheckpointBeforeRename(ShardLog):
@@ -145,6 +153,74 @@ class NoFileSync(DiskFileSystem):
         return file
 
 
+class StateFileRemovedBeforeItsSuccessor(ShardLog):
+    """The file of a state goes before the commit that replaces it."""
+
+    def _commit(self, manifest: Manifest) -> None:
+        if manifest.state is not None:
+            self._drop_state(self._state)
+        super()._commit(manifest)
+
+
+class StateFileRemovedBeforeTheLogIsFlushed(ShardLog):
+    """The file of a state goes as soon as the next manifest is linked, which a loss of power may take back."""
+
+    def _link(self, manifest: Manifest) -> bool:
+        linked = super()._link(manifest)
+        if linked and manifest.state is not None:
+            self._drop_state(self._state)
+            self.filesystem.sync_directory(self.layout.staging)
+        return linked
+
+
+class StateFileRemovedByTheFenced(ShardLog):
+    """An owner removes the file of a state although its own commit turns out to be worth nothing."""
+
+    def _superseded(self, seq: int) -> bool:
+        superseded = super()._superseded(seq)
+        if superseded and self.seq == seq - 1:
+            for name in self.filesystem.names(self.layout.staging):
+                if name.endswith(".state"):
+                    self._unlink(self.layout.staging / name)
+        return superseded
+
+
+class StateFileDroppedByRecovery(ShardLog):
+    """Recovery takes the file of the shard's state for one that was staged in vain."""
+
+    def _drop_staged(self, chain: Chain) -> None:
+        super()._drop_staged(dataclasses.replace(chain, checkpoint=Checkpoint(chain.seq), manifests=()))
+
+
+class CheckpointWithoutState(ShardLog):
+    """The state is forgotten with the manifests below a checkpoint."""
+
+    def _checkpoint_if_due(self) -> None:
+        state, self.state = self.state, b""
+        super()._checkpoint_if_due()
+        self.state = state
+
+
+class StateBesideTheCommit(ShardLog):
+    """The state has a manifest of its own, before that of the position."""
+
+    def commit(self, start: int, end: int, counts: Counts, **rest: Any) -> None:
+        state = rest.pop("state", None)
+        if state is not None:
+            super().commit(start, start, Counts(), state=state)
+        super().commit(start, end, counts, **rest)
+
+
+class NoStateFileSync(DiskFileSystem):
+    """The bytes of a state file are never flushed."""
+
+    def create(self, path: Path):  # type: ignore[no-untyped-def]
+        file = super().create(path)
+        if path.name.endswith(".state"):
+            file.sync = lambda: self.gate("sync")  # type: ignore[method-assign]
+        return file
+
+
 VARIANTS = {
     "link replaced by rename-over": Variant(filesystem=RenameOver),
     "rename before link": Variant(RenameBeforeLink),
@@ -155,6 +231,13 @@ VARIANTS = {
     "checkpoint before rename": Variant(CheckpointBeforeRename),
     "takeover above an unsynced log": Variant(TakeoverOverUnsyncedLog, _SkipsOneSync),
     "no file fsync": Variant(filesystem=NoFileSync),
+    "state file removed before its successor": Variant(StateFileRemovedBeforeItsSuccessor),
+    "state file removed before the log is flushed": Variant(StateFileRemovedBeforeTheLogIsFlushed),
+    "state file removed by the fenced": Variant(StateFileRemovedByTheFenced),
+    "state beside the commit": Variant(StateBesideTheCommit),
+    "state file dropped by recovery": Variant(StateFileDroppedByRecovery),
+    "checkpoint without state": Variant(CheckpointWithoutState),
+    "no state file fsync": Variant(filesystem=NoStateFileSync),
 }
 
 

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.parquet import ParquetSink
+from connectors.parquet.state import INLINE_BYTES_MAX
 from engine.batch import Stream
 from engine.clock import SystemClock
 from engine.errors import SinkMismatch, SinkUnavailable
-from engine.protocols import Counts, FailedRecord, Outcome
+from engine.protocols import Counts, FailedRecord, Outcome, ShardWriter
 from tests.simulation.disk import Disk, DiskFileSystem
 
 ROOT = Path("/disk/out")
@@ -48,10 +49,22 @@ def new_sink(disk: Disk, gate: Gate | None = None) -> ParquetSink:
 
 
 def outcome(start: int) -> Outcome:
-    """Three offsets: two rows in two directories and a failure."""
+    """Three offsets: two rows in two directories and a failure; and a state that says where they end."""
     rows = pa.table({"_offset": [start, start + 1], "site": [f"s{start % 4}", f"s{(start + 1) % 4}"]})
-    failure = FailedRecord(0, start + 2, 0, b"k", None, (), "why", "ValueError", 1)
-    return Outcome(start, start + 3, rows, Counts(handled=2, failed=1), [failure])
+    failure = FailedRecord(0, start + 2, 0, b"k", None, (), "why", "ValueError", 1, f"request-{start}")
+    return Outcome(start, start + 3, rows, Counts(handled=2, failed=1), [failure], state_at(start + 3))
+
+
+def state_at(end: int) -> bytes:
+    """Every second one is too large for a manifest."""
+    return b"%d " % end * (INLINE_BYTES_MAX if end % 2 else 1)
+
+
+def state_of(writer: ShardWriter) -> int:
+    """Where the shard's state says that it is; the whole of it is checked."""
+    end = int(writer.state.split()[0]) if writer.state else 0
+    assert writer.state == (state_at(end) if end else b"")
+    return end
 
 
 async def work(sink: ParquetSink) -> int:
@@ -66,6 +79,7 @@ async def work(sink: ParquetSink) -> int:
                 await writer.write(outcome(acknowledged + 3))
             acknowledged = await writer.commit()
             sink.acknowledged = acknowledged  # type: ignore[attr-defined]
+            assert state_of(writer) == acknowledged
         return acknowledged
     finally:
         await sink.close()
@@ -88,6 +102,10 @@ async def check(disk: Disk) -> None:
     writer = await sink.acquire(0)
     _, failures = await writer.failures(100)
     assert [failure.offset for failure in failures] == [offset for offset in range(end) if offset % 3 == 2]
+    assert [failure.request_id for failure in failures] == [f"request-{start}" for start in range(0, end, 3)]
+    assert state_of(writer) == end
+    staged = [data for path, data in disk.files(ROOT).items() if path.parent.name == "staging"]
+    assert staged == ([writer.state] if len(writer.state) > INLINE_BYTES_MAX else [])
     await sink.close()
 
 
@@ -118,6 +136,8 @@ async def test_power_is_lost_at_each_operation(part: int) -> None:
         probe = new_sink(disk)
         await probe.open(STREAM)
         assert (await probe.position(0) or 0) >= acknowledged, f"operation {count}"
+        writer = await probe.acquire(0)
+        assert state_of(writer) == (writer.position or 0), f"operation {count}"
         await check(disk)
 
 

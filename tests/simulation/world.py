@@ -6,6 +6,7 @@ moment, `World.finish` what must hold in the end. The log that runs is the produ
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import random
@@ -16,7 +17,8 @@ from pathlib import Path
 from connectors.parquet.files import Directories
 from connectors.parquet.layout import ShardLayout
 from connectors.parquet.log import ShardLog, manifest_name, newest_checkpoint
-from connectors.parquet.manifest import FileEntry, load_manifest
+from connectors.parquet.manifest import FileEntry, StateEntry, load_manifest
+from connectors.parquet.state import INLINE_BYTES_MAX
 from engine.errors import HeadraceError, ShardLost
 from engine.protocols import Counts
 from tests.simulation.disk import Disk, DiskFileSystem, File
@@ -56,6 +58,7 @@ class Owner:
         self.error: BaseException | None = None
         self.next_operation = ""
         self._rng = random.Random(number)
+        self._number, self._states = number, 0
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._killed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -96,14 +99,22 @@ class Owner:
 
     def _own(self, log: ShardLog) -> None:
         log.acquire()
+        self.world.check_state(log)
         for _ in range(self._rng.randint(1, 6)):
             start = 0 if log.position is None else log.position
             end = start + self._rng.randint(1, 4)
-            self.world.acknowledge(commit_range(log, start, end))
+            self.world.acknowledge(commit_range(log, start, end, self._new_state(end)))
+            self.world.check_state(log)
+
+    def _new_state(self, end: int) -> bytes | None:
+        """None, none any more, one for the manifest, or one for a file, each different from all others."""
+        self._states += 1
+        name = b"%d %d %d " % (end, self._number, self._states)
+        return self._rng.choice([None, b"", name, name * INLINE_BYTES_MAX])
 
 
-def commit_range(log: ShardLog, start: int, end: int) -> dict[str, bytes]:
-    """Commit the offsets ``[start, end)`` in two files; what the files are called and hold."""
+def commit_range(log: ShardLog, start: int, end: int, state: bytes | None = None) -> dict[str, bytes]:
+    """Commit the offsets ``[start, end)`` in two files, with ``state``; what the files are called and hold."""
     middle = (start + end) // 2
     stem = LAYOUT.public_stem(start, end, log.seq + 1)
     entries, contents = [], {}
@@ -115,7 +126,7 @@ def commit_range(log: ShardLog, start: int, end: int) -> dict[str, bytes]:
         file.finish()
         entries.append(FileEntry(file.path.name, public, high - low, file.bytes))
         contents[public] = content
-    log.commit(start, end, Counts(handled=end - start), files=entries, rows_out=end - start)
+    log.commit(start, end, Counts(handled=end - start), files=entries, rows_out=end - start, state=state)
     return contents
 
 
@@ -127,6 +138,7 @@ class World:
         self.disk.linked = self._linked
         self.manifests: dict[str, str] = {}  # public name -> owner, of every manifest that won its seq
         self.acknowledged: dict[str, bytes] = {}
+        self.states: dict[int, bytes] = {}  # by seq: the state that a manifest that won it gives
         self.removed: dict[str, bytes] = {}  # public names that the user has seen and removed
         self._births = 0
         self._published = False
@@ -139,6 +151,15 @@ class World:
 
     def acknowledge(self, contents: dict[str, bytes]) -> None:
         self.acknowledged.update(contents)
+
+    def check_state(self, log: ShardLog) -> None:
+        """An owner has the last state that was given up to its own manifest, and no other than its position has."""
+        if log.state and int(log.state.split()[0]) > (log.position or 0):
+            raise Violation(f"the state is of {log.state[:30]!r}, the position is {log.position}")
+        given = [state for seq, state in sorted(self.states.items()) if seq <= log.seq]
+        expected = given[-1] if given else b""
+        if log.state != expected:
+            raise Violation(f"after manifest {log.seq} the state is {log.state[:30]!r}, not {expected[:30]!r}")
 
     def run(self, schedule: Sequence[Step]) -> None:
         try:
@@ -175,6 +196,7 @@ class World:
         for owner in self.owners:
             owner.kill()
         self.disk.crash(self.rng)
+        self._forget_states()
         self.owners = [self._born(), self._born()]
         self.check()
 
@@ -206,6 +228,8 @@ class World:
             self.new_log().acquire()
             log = self.new_log()  # it also reads what the first one made of the log
             log.acquire()
+            self.check_state(log)
+            self._check_staged(log)
         except HeadraceError as error:
             raise Violation(f"the last recovery failed: {error}") from error
         self.check()
@@ -216,6 +240,30 @@ class World:
         seen = {offset for data in public.values() for offset in range(*map(int, data.split()[1:3]))}
         if seen != set(range(log.position or 0)):
             raise Violation(f"the position is {log.position}, the offsets are {sorted(seen)}")
+
+    def _forget_states(self) -> None:
+        """Manifests that were not durable are gone, and their seqs go to others."""
+        with contextlib.suppress(FileNotFoundError):
+            names = self.disk.directory(LAYOUT.log).entries
+            last = max((int(name.partition(".")[0]) for name in names), default=0)
+            self.states = {seq: state for seq, state in self.states.items() if seq <= last}
+            return
+        self.states.clear()
+
+    def _check_staged(self, log: ShardLog) -> None:
+        """After a recovery nothing is staged but a state that is too large for its manifest."""
+        contents = [bytes(file.data) for file in self._staged()]
+        if contents != ([log.state] if len(log.state) > INLINE_BYTES_MAX else []):
+            raise Violation(f"staged are {[content[:30] for content in contents]}, the state is {log.state[:30]!r}")
+
+    def _staged(self) -> list[File]:
+        entries = self.disk.directory(LAYOUT.staging).entries.values()
+        return [node for node in entries if isinstance(node, File)]
+
+    def _state_in(self, entry: StateEntry) -> bytes:
+        if entry.staged is None:
+            return base64.b64decode(entry.inline or "")
+        return bytes(self.disk.file(LAYOUT.staging / entry.staged).data)
 
     def _public(self) -> dict[str, bytes]:
         files = self.disk.files(ROOT)
@@ -235,6 +283,9 @@ class World:
         if manifest.seq > newest_checkpoint(list(self.disk.directory(path.parent).entries)):
             for entry in manifest.files:
                 self.manifests[entry.public] = manifest.owner
+            self.states.pop(manifest.seq, None)
+            if manifest.state is not None:
+                self.states[manifest.seq] = self._state_in(manifest.state)
 
 
 def random_schedule(seed: int) -> list[Step]:

@@ -105,3 +105,16 @@ async def test_a_member_that_lost_its_session_commits_nothing(cluster: MemoryClu
         await writer.commit()
     assert await member.sink.position(0) is None
     await member.source.close()
+
+
+async def test_a_group_offset_holds_no_state(cluster: MemoryCluster) -> None:
+    """There never is one, and an outcome that has one is a mistake of whoever built the pipeline."""
+    member = await Member(cluster).join()
+    writer = await member.sink.acquire(0)
+    for state in (b"{}", b""):
+        with pytest.raises(AssertionError, match="no room"):
+            await writer.write(Outcome(0, 1, None, Counts(handled=1), state=state))
+    await writer.write(Outcome(0, 1, None, Counts(handled=1)))
+    assert await writer.commit() == 1
+    assert writer.state == b""
+    await member.source.close()

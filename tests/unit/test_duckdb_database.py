@@ -51,7 +51,8 @@ async def main():
     while True:
         reached = start
         rows = pa.table({"id": list(range(start, start + 10))})
-        await shard.write(Outcome(start, start + 10, rows, Counts(handled=10)))
+        state = b"%d " % (start + 10) * (100_000 if start % 20 else 1)
+        await shard.write(Outcome(start, start + 10, rows, Counts(handled=10), state=state))
         start = await shard.commit()
         print(start, flush=True)
 
@@ -176,7 +177,7 @@ async def test_a_standby_takes_over_within_two_seconds(tmp_path: Path, caplog: p
 @pytest.mark.crash
 @pytest.mark.parametrize("phase", ["recovering", "begin", "written", "committed"])
 def test_a_kill_in_any_phase_leaves_whole_transactions(tmp_path: Path, phase: str) -> None:
-    """Killed twice in each phase, the file holds each row below the position once, and no other."""
+    """Killed twice in each phase, the file has each row below the position once, and that position's state."""
     path = tmp_path / "out.db"
     position = 0
     for at in (-1, 30, 60) if phase == "recovering" else (0, 30, 60):
@@ -195,6 +196,8 @@ def test_a_kill_in_any_phase_leaves_whole_transactions(tmp_path: Path, phase: st
                     "SELECT count(*), count(DISTINCT id), max(id) + 1 FROM clicks"
                 ).fetchone()
                 assert found == (position,) * 3
+                states = connection.execute("SELECT state FROM headrace.states").fetchall()
+                assert states == [(b"%d " % position * (1 if position % 20 else 100_000),)]
     assert position == {"recovering": 0, "begin": 60, "written": 60, "committed": 70}[phase]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 
 import orjson
 import pyarrow as pa
@@ -29,6 +30,10 @@ def position(offset: int, start: int, end: int, topic_id: str = "t1") -> _Record
 def failure(offset: int, at: int, *, delivered: bool = False) -> _Record:
     entry = None if delivered else document("p", STREAM, failed_record(at))
     return record(offset, ["failure", "t1", 0, at], entry)
+
+
+def state_record(offset: int, state: bytes | None, topic_id: str = "t1") -> _Record:
+    return _Record.of(offset, ["state", topic_id, 0], state)
 
 
 def binding(offset: int, **other: object) -> _Record:
@@ -65,6 +70,26 @@ def test_failures_are_pending_until_their_tombstone() -> None:
     assert state.held_bytes == 0
 
 
+def test_a_failure_of_an_earlier_version_has_no_request() -> None:
+    """Its document lacks the member."""
+    state = ShardState()
+    entry = document("p", STREAM, failed_record(3))
+    assert entry.pop("request_id") == "request-3"
+    state.fold(record(0, ["failure", "t1", 0, 3], entry))
+    kept = state.failures["t1"][3].record
+    assert kept == dataclasses.replace(failed_record(3), request_id=None)
+
+
+def test_the_last_state_counts_and_none_is_without_a_value() -> None:
+    """Of each topic id; its bytes are taken as they are, JSON or not."""
+    state = ShardState()
+    for each in (state_record(0, b"1"), state_record(1, b"\xff{"), state_record(2, b"x", "t2"), position(3, 0, 5)):
+        state.fold(each)
+    assert (state.states, state.positions) == ({"t1": b"\xff{", "t2": b"x"}, {"t1": 5})
+    state.fold(state_record(4, None))
+    assert state.states == {"t1": b"", "t2": b"x"}
+
+
 def test_the_first_schema_in_the_log_counts() -> None:
     """Two members that adopt at once write two records; compaction removes neither, for each has its own key."""
     state = AdoptedState()
@@ -85,6 +110,15 @@ def test_the_first_binding_is_the_owner() -> None:
         check_binding(state, Binding.of("other", STREAM, "out"), "s", restart=True)
     with pytest.raises(SinkMismatch, match="output topic 'elsewhere'"):
         check_binding(state, Binding.of("p", STREAM, "elsewhere"), "s", restart=True)
+
+
+def test_a_sink_without_rows_is_not_one_with_rows() -> None:
+    """A pipeline that stops or begins to write rows is told that its state belongs to the other form."""
+    state = AdoptedState()
+    state.fold(binding(0, output=""))
+    assert check_binding(state, Binding.of("p", STREAM, ""), "s", restart=False) == state.bindings[0]
+    with pytest.raises(SinkMismatch, match=r"no output topic; this is .* output topic 'out'"):
+        check_binding(state, Binding.of("p", STREAM, "out"), "s", restart=False)
 
 
 def test_a_topic_made_anew_is_bound_once() -> None:

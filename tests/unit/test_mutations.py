@@ -14,7 +14,7 @@ import pytest
 
 from connectors.duckdb import commit
 from connectors.memory.sink import MemoryShardWriter
-from engine.processing import Processor
+from engine.failing import Policy
 from engine.protocols import ShardWriter
 from engine.shard import Shard
 from tests.conformance.sink_suite import STREAM, SinkSuite
@@ -113,5 +113,5 @@ async def test_a_topic_that_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_bad_records_that_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard without a destination that does not stop passes a bad record."""
-    monkeypatch.setattr(Processor, "_stops", property(lambda _processor: False))
+    monkeypatch.setattr(Policy, "stops", property(lambda _policy: False))
     await fails(lambda: test_shard.test_without_a_destination_nothing_passes_a_bad_record(EngineWorld()))

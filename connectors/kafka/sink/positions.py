@@ -18,6 +18,7 @@ async def read_positions(
 ) -> dict[int, int | None]:
     """The committed position of each of the stream's partitions, None where there is none.
 
+    ``output`` is the sink's topic, empty for one that takes no rows.
     Raises SinkMismatch and RecreatedTopic for a sink of something else, BrokerUnavailable.
     """
     positions: dict[int, int | None] = dict.fromkeys(range(stream.partitions))

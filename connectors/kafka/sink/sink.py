@@ -4,6 +4,9 @@ Rows and the shard's position are one Kafka transaction. Each shard has a transa
 pipeline, cluster, topic id and partition: whoever acquires the shard asks for a producer id under it first, which
 fences the last owner and ends what that left open, and reads the position only then.
 
+Without an output topic the sink is for pipelines that write nothing and have a state: position, state and failed
+records go to the state topic in the same transactions.
+
 Not here: a shard's commits (`writer`), the requests (`transactions`), what the state topic holds (`state`).
 """
 
@@ -22,6 +25,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
 
 from connectors.kafka.cluster import Cluster
+from connectors.kafka.groups import group_offsets
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.sink import batches
 from connectors.kafka.sink.messages import MessageFormat
@@ -31,7 +35,7 @@ from connectors.kafka.sink.writer import KafkaShardWriter
 from connectors.kafka.topics import message_bytes_max, target_topic
 from engine.batch import Stream
 from engine.errors import BrokerUnavailable, InternalError, SinkMismatch, SinkUnavailable, UserError
-from engine.protocols import Clock
+from engine.protocols import STATE_BYTES_MAX, Clock
 
 #: The durable schema under this name is that of the rows.
 ROWS = "rows"
@@ -43,11 +47,12 @@ TAKEOVER_SECONDS_MAX = 30.0
 DOCUMENT_GROWTH = 1.5
 DOCUMENT_BYTES = 64 * 1024
 
-#: So that reading the positions costs the same after years: what is older than a minute can be compacted, and a
-#: cleaner looks every few seconds (``log.cleaner.backoff.ms``).
+#: So that reading the positions costs the same after years: what is older than a minute, or than some large states,
+#: can be compacted, and a cleaner looks every few seconds (``log.cleaner.backoff.ms``).
 STATE_CONFIG = {
     "cleanup.policy": "compact",
     "segment.ms": "60000",
+    "segment.bytes": "16777216",
     "min.cleanable.dirty.ratio": "0.01",
     "max.compaction.lag.ms": "300000",
     "delete.retention.ms": "60000",
@@ -66,6 +71,8 @@ def _no_phase(phase: str) -> None:
 class KafkaSink:
     """One topic that rows go to, bound to one pipeline and one stream; other programs may write to it as well.
 
+    With ``topic = None`` rows are refused with a HandlerError and there is no output. A shard without a position
+    then begins where ``group`` stands, which was the checkpoint of a pipeline that had no state before.
     ``format`` says what of a row is the message. ``partitions`` is for a topic that has to be made (as many as the
     source where it is None). ``group`` is the consumer group that gets the positions as well, for tools. A shard's
     commit is due ``commit_interval_max_seconds`` after its first pending write, or at once when
@@ -77,7 +84,7 @@ class KafkaSink:
         settings: KafkaSettings,
         *,
         pipeline: str,
-        topic: str,
+        topic: str | None,
         clock: Clock,
         message_format: MessageFormat | None = None,
         group: str | None = None,
@@ -117,6 +124,8 @@ class KafkaSink:
 
     @property
     def where(self) -> str:
+        if self.topic is None:
+            return f"pipeline {self.pipeline}: state topic {self._state_topic!r}"
         return f"pipeline {self.pipeline}: Kafka sink {self.topic!r}"
 
     @property
@@ -154,7 +163,7 @@ class KafkaSink:
     async def adopt_schema(self, name: str, schema: pa.Schema) -> pa.Schema:
         """The durable schema of that name. Raises SinkMismatch for rows that cannot be made into messages."""
         if name == ROWS:
-            self.format.check(schema, self.where)
+            self._checked(schema)
         durable = await self.log.adopt_schema(name, schema)
         if name == ROWS:
             self._rows_schema = self._checked(durable)
@@ -165,8 +174,9 @@ class KafkaSink:
 
     async def position(self, partition: int) -> int | None:
         if 1 + partition >= self._state_partitions:
-            return None
-        return (await self.log.shard(partition)).positions.get(self.stream.topic_id)
+            return await self._inherited(partition)
+        known = (await self.log.shard(partition)).positions.get(self.stream.topic_id)
+        return await self._inherited(partition) if known is None else known
 
     async def acquire(self, partition: int) -> KafkaShardWriter:
         stream, log = self.stream, self.log
@@ -185,7 +195,12 @@ class KafkaSink:
                 await producer.start(TAKEOVER_SECONDS_MAX)
                 self.phase("recovering")
                 state = await log.settled_shard(partition, seconds_max=TAKEOVER_SECONDS_MAX)
-                return KafkaShardWriter(self, partition, producer, state.positions.get(stream.topic_id), busy)
+                position = state.positions.get(stream.topic_id)
+                if position is None:
+                    position = await self._inherited(partition)
+                return KafkaShardWriter(
+                    self, partition, producer, position, state.states.get(stream.topic_id, b""), busy
+                )
         except BrokerUnavailable as error:
             raise unavailable(error) from error
 
@@ -210,20 +225,33 @@ class KafkaSink:
         """The partition to begin with for rows without a key: another one with each commit."""
         return next(self._unkeyed)
 
+    async def _inherited(self, partition: int) -> int | None:
+        """The group's offset, where that was the checkpoint before the pipeline had a state.
+
+        Not for a topic that was made anew: the offset may be one of its predecessor's.
+        """
+        if self.topic is not None or self.group is None or len((await self.log.adopted()).bindings) > 1:
+            return None
+        assert self._cluster is not None
+        return (await group_offsets(self._cluster, self.group, self.stream.topic, [partition]))[partition]
+
     def _checked(self, schema: pa.Schema) -> pa.Schema:
-        self.format.check(schema, self.where)
+        if self.topic is not None:
+            self.format.check(schema, self.where)
         return schema
 
     async def _open(self, stream: Stream) -> None:
         await asyncio.to_thread(batches.warm)
         self._cluster = Cluster(self._settings, self.clock)
         await self._cluster.open()
-        output = await target_topic(
-            self._settings, self.clock, self.topic, partitions=self._partitions_wanted or stream.partitions
-        )
-        self.partitions, self.message_bytes_max = output.stream.partitions, output.message_bytes_max
+        if self.topic is not None:
+            output = await target_topic(
+                self._settings, self.clock, self.topic, partitions=self._partitions_wanted or stream.partitions
+            )
+            self.partitions, self.message_bytes_max = output.stream.partitions, output.message_bytes_max
         source_bytes = await message_bytes_max(self._settings, stream.topic)
-        config = STATE_CONFIG | {"max.message.bytes": str(int(source_bytes * DOCUMENT_GROWTH) + DOCUMENT_BYTES)}
+        bytes_max = max(int(source_bytes * DOCUMENT_GROWTH), STATE_BYTES_MAX) + DOCUMENT_BYTES
+        config = STATE_CONFIG | {"max.message.bytes": str(bytes_max)}
         state = await target_topic(
             self._settings, self.clock, self._state_topic, partitions=1 + stream.partitions, config=config
         )
@@ -231,10 +259,10 @@ class KafkaSink:
             await self._require_compacted()
         self._state_partitions = state.stream.partitions
         self._client = client = await self._cluster.call(_itself, "no client")
-        await client.set_topics([self.topic, self._state_topic])
+        await client.set_topics([topic for topic in (self.topic, self._state_topic) if topic is not None])
         await self._grow_state(1 + stream.partitions)
         self._log = StateLog(self._cluster, self._client, self.clock, self._state_topic, state.stream.topic_id)
-        binding = await self._log.bind(Binding.of(self.pipeline, stream, self.topic), restart=self._restart)
+        binding = await self._log.bind(Binding.of(self.pipeline, stream, self.topic or ""), restart=self._restart)
         self._partitions_at_start = binding.partitions
         schema = (await self._log.adopted()).schemas.get(ROWS)
         self._rows_schema = self._checked(schema) if schema is not None else None

@@ -1,14 +1,16 @@
-"""The state topic of a pipeline's Kafka sink: positions, failed records, schemas and whose the sink is.
+"""The state topic of a pipeline's Kafka sink: positions, states, failed records, schemas and whose the sink is.
 
 A compacted topic of headrace's own. Partition 0 holds what is adopted once, without transactions: bindings and
 schemas. Each candidate has a key of its own, and **the first in the log is the one that counts**: compaction, which
-keeps the last of a key, cannot change that. Partition ``1 + n`` belongs to shard ``n``: its position and its failed
-records, written in the transactions of that shard's producer alone, so that no other shard's open transaction hides
-them.
+keeps the last of a key, cannot change that. Partition ``1 + n`` belongs to shard ``n``: its position, its state and
+its failed records, written in the transactions of that shard's producer alone, so that no other shard's open
+transaction hides them.
 
     partition 0      ["binding", uuid]                  whose sink, of which topic; see `Binding`
                      ["schema", name, uuid]             a serialized Arrow schema, base64
     partition 1 + n  ["position", topic_id, n]          {"start", "position", "counts", "at"} of the last commit
+                     ["state", topic_id, n]             the bytes that a tumbling window hands on; without a
+                                                        value where there are none
                      ["failure", topic_id, n, offset]   a failed record as `engine.delivery.document` has it;
                                                         without a value once it is delivered
 
@@ -65,7 +67,10 @@ FAILURE_BYTES_MAX = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Whose a sink is. ``partitions`` is how many the topic had when it was first opened for it."""
+    """Whose a sink is. ``partitions`` is how many the topic had when it was first opened for it.
+
+    ``output`` is the topic that rows go to, empty for a sink that takes none.
+    """
 
     pipeline: str
     cluster_id: str
@@ -82,16 +87,22 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """A record of the state topic, parsed. ``failed`` is that of a failure which is not delivered."""
+    """A record of the state topic, parsed. ``failed`` is that of a failure which is not delivered.
+
+    ``state`` is that of a state, which is nobody's to parse.
+    """
 
     offset: int
     key: list[Any]
     entry: dict[str, Any]
     failed: FailedRecord | None
     nbytes: int
+    state: bytes = b""
 
     @classmethod
     def of(cls, offset: int, key: list[Any], value: bytes | None) -> _Record:
+        if key[0] == "state":
+            return cls(offset, key, {}, None, len(value or b""), value or b"")
         entry = orjson.loads(value or b"{}")
         failed = from_document(entry) if entry and key[0] == "failure" else None
         return cls(offset, key, {} if failed else entry, failed, len(value or b""))
@@ -111,6 +122,7 @@ class ShardState:
     """What the partition of a shard says, of each topic id that the source has had."""
 
     positions: dict[str, int] = field(default_factory=dict)
+    states: dict[str, bytes] = field(default_factory=dict)
     failures: dict[str, dict[int, _Failure]] = field(default_factory=dict)
     held_bytes: int = 0
 
@@ -118,6 +130,8 @@ class ShardState:
         match record.key:
             case ["position", str(topic_id), int()]:
                 self._move(topic_id, record.entry)
+            case ["state", str(topic_id), int()]:
+                self.states[topic_id] = record.state
             case ["failure", str(topic_id), int(), int(at)]:
                 pending = self.failures.setdefault(topic_id, {})
                 gone = pending.pop(at, None)
@@ -178,6 +192,11 @@ def _owner(binding: Binding) -> tuple[str, str, str, str]:
     return binding.pipeline, binding.cluster_id, binding.topic, binding.output
 
 
+def _described(binding: Binding) -> str:
+    output = f"output topic {binding.output!r}" if binding.output else "no output topic"
+    return f"pipeline {binding.pipeline!r}, cluster {binding.cluster_id}, topic {binding.topic!r}, {output}"
+
+
 def check_binding(adopted: AdoptedState, wanted: Binding, state_topic: str, *, restart: bool) -> Binding | None:
     """The binding that counts for ``wanted``; None if there is none yet, and it may be written.
 
@@ -192,10 +211,8 @@ def check_binding(adopted: AdoptedState, wanted: Binding, state_topic: str, *, r
     known = adopted.bindings[-1]
     if _owner(known) != _owner(wanted):
         raise SinkMismatch(
-            f"the Kafka sink with state topic {state_topic!r} belongs to pipeline {known.pipeline!r}, cluster "
-            f"{known.cluster_id}, topic {known.topic!r}, output topic {known.output!r}; this is pipeline "
-            f"{wanted.pipeline!r}, cluster {wanted.cluster_id}, topic {wanted.topic!r}, "
-            f"output topic {wanted.output!r}",
+            f"the Kafka sink with state topic {state_topic!r} belongs to {_described(known)}; "
+            f"this is {_described(wanted)}",
             hint="give the pipeline another name: it then starts anew, with a state topic of its own",
         )
     if known.topic_id == wanted.topic_id:

@@ -1,8 +1,9 @@
 """One owned shard of the Kafka sink: rows wait as messages, and a commit is one transaction.
 
 The transaction begins when a commit is asked for, after the handler has returned, and holds the rows, the shard's
-position, its failed records, and at most once a second the group offset. It is never left open while the shard goes
-on. After a transaction whose outcome is unknown the writer is of no more use: the next owner's takeover settles it.
+position and state, its failed records, and at most once a second the group offset. It is never left open while the
+shard goes on. After a transaction whose outcome is unknown the writer is of no more use: the next owner's takeover
+settles it.
 
 Not here: the requests (`transactions`), what the state topic holds (`state`).
 """
@@ -22,9 +23,10 @@ from connectors.kafka.sink.batches import RecordBatch
 from connectors.kafka.sink.messages import Messages
 from connectors.kafka.sink.state import encoded, key_of
 from connectors.kafka.sink.transactions import GroupOffset, SinkAway, TransactionalProducer
+from engine.checkpoint import ROWS_REFUSED
 from engine.deadline import Deadline
 from engine.delivery import document
-from engine.errors import HeadraceError, InternalError, RowsRefused, ShardLost
+from engine.errors import HandlerError, HeadraceError, InternalError, RowsRefused, ShardLost
 from engine.protocols import Counts, FailedRecord, Outcome
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 #: Group offsets are part of a transaction at most this often.
 GROUP_OFFSET_SECONDS = 1.0
 
-#: Ranges without rows and failures show nothing to anybody; so long they may wait for some.
+#: Ranges without rows and failures show nothing to anybody, states neither; so long they may wait for some.
 SILENT_SECONDS_MAX = 1.0
 
 #: Memory that a failure takes beside its key and value.
@@ -51,11 +53,16 @@ class _Pending:
     counts: Counts
     messages: Messages | None
     failures: Sequence[FailedRecord]
+    state: bytes | None
 
     @property
     def nbytes(self) -> int:
         kept = (FAILURE_BYTES + len(failure.key or b"") + len(failure.value or b"") for failure in self.failures)
-        return (self.messages.nbytes if self.messages is not None else 0) + sum(kept)
+        return (self.messages.nbytes if self.messages is not None else 0) + sum(kept) + len(self.state or b"")
+
+
+def _last_state(pending: Sequence[_Pending]) -> bytes | None:
+    return next((each.state for each in reversed(pending) if each.state is not None), None)
 
 
 class KafkaShardWriter:
@@ -67,12 +74,15 @@ class KafkaShardWriter:
         partition: int,
         producer: TransactionalProducer,
         position: int | None,
+        state: bytes,
         busy: asyncio.Lock,
     ) -> None:
         self._sink = sink
         self._partition = partition
         self._producer = producer
         self._position = position
+        self._state = state
+        self._committed = -1  # by this owner
         self._end = position
         self._pending: list[_Pending] = []
         self._pending_bytes = 0
@@ -86,6 +96,10 @@ class KafkaShardWriter:
     @property
     def position(self) -> int | None:
         return self._position
+
+    @property
+    def state(self) -> bytes:
+        return self._state
 
     @property
     def pending_bytes(self) -> int:
@@ -105,12 +119,17 @@ class KafkaShardWriter:
         return silent if self._shows_since is None else min(silent, self._shows_since + interval)
 
     async def write(self, outcome: Outcome) -> None:
-        """Keep an outcome as messages. RowsRefused, InternalError and SinkMismatch leave it out whole."""
+        """Keep an outcome as messages. RowsRefused, InternalError and SinkMismatch leave it out whole.
+
+        So does HandlerError, for rows where the sink takes none.
+        """
         self._require_usable()
         if self._end is not None and outcome.start != self._end:
             raise InternalError(f"{self.where}: [{outcome.start}, {outcome.end}) does not follow {self._end}")
         messages = None
         if outcome.rows is not None and outcome.rows.num_rows:
+            if self._sink.topic is None:
+                raise HandlerError(ROWS_REFUSED)
             await self._sink.require_schema(outcome.rows.schema)
             messages = await asyncio.to_thread(self._messages, outcome.rows)
         now = self._sink.clock.monotonic()
@@ -118,7 +137,9 @@ class KafkaShardWriter:
             self._pending_since = now
         if self._shows_since is None and (messages is not None or outcome.failures):
             self._shows_since = now
-        self._pending.append(_Pending(outcome.start, outcome.end, outcome.counts, messages, outcome.failures))
+        self._pending.append(
+            _Pending(outcome.start, outcome.end, outcome.counts, messages, outcome.failures, outcome.state)
+        )
         self._pending_bytes += self._pending[-1].nbytes
         self._end = outcome.end
 
@@ -133,7 +154,9 @@ class KafkaShardWriter:
                 made = await asyncio.to_thread(self._built, pending)
                 await self._transact(made, self._group_offset(pending[-1].end))
                 self._sink.phase("committed")
-                self._position = pending[-1].end
+                self._position = self._committed = pending[-1].end
+                if (state := _last_state(pending)) is not None:
+                    self._state = state
                 self._forget()
         return self._position if self._position is not None else 0
 
@@ -179,12 +202,10 @@ class KafkaShardWriter:
 
     async def _visible(self, topic_id: str) -> None:
         """Wait until the last commit can be read: its markers are written after it is acknowledged."""
-        if self._position is None:
-            return
         deadline = Deadline(self._sink.clock, VISIBLE_SECONDS_MAX)
         while True:
             state = await self._sink.log.shard(self._partition)
-            if state.positions.get(topic_id, -1) >= self._position:
+            if state.positions.get(topic_id, -1) >= self._committed:
                 return
             if not deadline.seconds_left:
                 raise SinkAway(f"{self.where}: its last commit cannot be read yet")
@@ -219,6 +240,7 @@ class KafkaShardWriter:
         stream, now_ms = self._sink.stream, int(self._sink.clock.time() * 1000)
         rows = [each.messages for each in pending if each.messages is not None]
         if rows:
+            assert self._sink.topic is not None
             messages = Messages.joined(rows)
             made += batches.build(
                 messages,
@@ -229,10 +251,14 @@ class KafkaShardWriter:
                 compression=self._sink.compression,
                 bytes_max=self._sink.message_bytes_max,
             )
-        keys, values = [], []
+        keys: list[bytes] = []
+        values: list[bytes | None] = []
         for failure in (failure for each in pending for failure in each.failures):
             keys.append(key_of("failure", stream.topic_id, self._partition, failure.offset))
             values.append(orjson.dumps(document(self._sink.pipeline, stream, failure)))
+        if (state := _last_state(pending)) is not None:
+            keys.append(key_of("state", stream.topic_id, self._partition))
+            values.append(state or None)
         start, end = pending[0].start, pending[-1].end
         assert self._position in (None, start), f"{start} does not follow {self._position}"
         counts = sum((each.counts for each in pending), Counts())
