@@ -62,6 +62,7 @@ class Function:
     running: set[bytes | None] = field(default_factory=set)
     floors: dict[int, int] = field(default_factory=dict)
     crashed: asyncio.Event = field(default_factory=asyncio.Event)
+    broken: list[str] = field(default_factory=list)  #: promises; raised here they would be the function's failures
     calls: int = 0
 
     async def __call__(self, invocation: Invocation) -> Result:
@@ -87,13 +88,17 @@ class Function:
         return self._decide(decision, invocation, offsets)
 
     def _check_order(self, offsets: list[int], keys: list[bytes | None]) -> None:
-        assert offsets == sorted(offsets), "records out of order"
-        assert not self.running & set(keys), "two invocations have a key at the same time"
+        self._expect(offsets == sorted(offsets), "records out of order")
+        self._expect(not self.running & set(keys), "two invocations have a key at the same time")
         lanes = {lane_of(key, self.rules.lanes) for key in keys}
-        assert len(lanes) == 1, "one batch holds records of two lanes"
-        (lane,) = lanes
-        assert offsets[0] >= self.floors.get(lane, 0), "a record came after a later one of its lane"
+        self._expect(len(lanes) == 1, "one batch holds records of two lanes")
+        lane = min(lanes)
+        self._expect(offsets[0] >= self.floors.get(lane, 0), "a record came after a later one of its lane")
         self.floors[lane] = offsets[0]
+
+    def _expect(self, holds: bool, promise: str) -> None:
+        if not holds:
+            self.broken.append(promise)
 
     def _decide(self, decision: str, invocation: Invocation, offsets: list[int]) -> Result:
         values = invocation.batch.records.column("value").to_pylist()
@@ -206,6 +211,10 @@ class Mapping(RuleBasedStateMachine):
     def _check(self, rules: Rules, function: Function) -> None:
         position = self.world.position() or 0
         assert position >= self.position, "the committed position went back"
+        assert not function.broken, function.broken
+        splits = rules.batch_size.bit_length() if rules.bisects else 0
+        most = max(function.attempts.values(), default=0)
+        assert most <= rules.retries + 1 + splits, "a record was tried more often than it may be"
         if rules.fate == "drop":
             kept = set(self.world.rows()) | set(self.world.failures())
             self.dropped |= set(self._records(self.position, position)) - kept

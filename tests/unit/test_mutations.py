@@ -6,6 +6,7 @@ The Parquet protocol has its own table of this kind (`tests/simulation/test_parq
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ import pytest
 
 from connectors.duckdb import commit
 from connectors.memory.sink import MemoryShardWriter
+from engine import attempts, lanes, processing
+from engine.attempts import Work
 from engine.failing import Policy
+from engine.lanes import Lanes
 from engine.protocols import ShardWriter
 from engine.shard import Shard
+from engine.windows import WindowChain
 from tests.conformance.sink_suite import STREAM, SinkSuite
 from tests.conformance.test_sink_duckdb import DuckDBStorage
-from tests.unit import test_pool, test_shard
+from tests.unit import test_lanes, test_mapping_model, test_pool, test_shard, test_tumbling
 from tests.unit.engine_world import EngineWorld
 
 #: A test that does not end has failed.
@@ -115,3 +120,64 @@ async def test_bad_records_that_are_passed_over(monkeypatch: pytest.MonkeyPatch)
     """A shard without a destination that does not stop passes a bad record."""
     monkeypatch.setattr(Policy, "stops", property(lambda _policy: False))
     await fails(lambda: test_shard.test_without_a_destination_nothing_passes_a_bad_record(EngineWorld()))
+
+
+def of_a_script(**changes: object) -> test_mapping_model.Rules:
+    given = {"lanes": 1, "bisects": False, "retries": 1, "batch_size": 4, "fate": "report", "ages": False}
+    return test_mapping_model.Rules(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def owned(rules: test_mapping_model.Rules, script: list[str]) -> None:
+    """One owner of the model's shard, over eight records of three keys."""
+    model = test_mapping_model.Mapping()
+    model.begin()
+    try:
+        model.produce([(key, "fine") for key in (b"a", b"b", b"c", b"a", b"b", b"c", b"a", b"b")])
+        model.own(rules, script, None)
+        model.every_record_is_accounted_for_once()
+    finally:
+        model.teardown()
+
+
+async def test_lanes_that_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that passes what a slow lane has yet to do."""
+    monkeypatch.setattr(Lanes, "_prefix", lambda lanes: lanes._ledger[-1].end if lanes._ledger else lanes._position)
+    await fails(lambda: test_lanes.test_a_slow_lane_holds_up_no_other(EngineWorld()))
+
+
+async def test_keys_that_change_their_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key's records in more than one lane come out of order."""
+    numbers = itertools.count()
+    monkeypatch.setattr(lanes, "lane_of", lambda _key, count: next(numbers) % count)
+    with pytest.raises(FAILURES):
+        await asyncio.to_thread(owned, of_a_script(lanes=2), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("_is_exhausted", lambda _work, segment: segment.attempts > 0),
+        ("_tried", lambda _work, segment, error: setattr(segment, "failure", error)),
+    ],
+)
+async def test_retries_that_are_not_counted(monkeypatch: pytest.MonkeyPatch, name: str, broken: object) -> None:
+    """Records that are given up before their retries are used, or never."""
+    monkeypatch.setattr(Work, name, broken)
+    model = asyncio.to_thread(owned, of_a_script(retries=2), ["raise"] * 60)
+    with pytest.raises((*FAILURES, TimeoutError)):
+        await asyncio.wait_for(model, 30)
+
+
+async def test_a_cut_that_forgets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partial response whose reported records are taken for handled."""
+    monkeypatch.setattr(processing, "before", lambda batch, _offset: batch)
+    monkeypatch.setattr(attempts, "before", lambda batch, _offset: batch)
+    with pytest.raises(FAILURES):
+        await asyncio.to_thread(owned, of_a_script(), ["report"])
+
+
+async def test_a_window_without_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that is not committed with the position is lost with the owner."""
+    monkeypatch.setattr(WindowChain, "committed", lambda _chain: b"")
+    world = EngineWorld(clock=test_tumbling.ManualClock(test_tumbling.NOW))
+    await fails(lambda: test_tumbling.test_a_window_goes_on_with_the_next_owner(world))
