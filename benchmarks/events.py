@@ -15,19 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-#: Fields in their order, and their types in DuckDB.
-COLUMNS: Mapping[str, str] = {
-    "event_id": "BIGINT",
-    "user_id": "VARCHAR",
-    "session": "VARCHAR",
-    "page": "VARCHAR",
-    "event_type": "VARCHAR",
-    "ts": "BIGINT",
-    "referrer": "VARCHAR",
-    "ua": "VARCHAR",
-    "price": "DOUBLE",
-    "ip": "VARCHAR",
-}
+from benchmarks.columns import CLICKS as COLUMNS
+
 _ARROW = {"BIGINT": pa.int64(), "DOUBLE": pa.float64(), "VARCHAR": pa.string()}
 SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in COLUMNS.items()])
 

@@ -22,7 +22,7 @@ _PACKAGE = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 #: Universal, so that one lock serves every Python that the project runs on; no address of any index in it.
 _RESOLVE = (
     *("pip", "compile", "requirements.in", "--universal", "--python-version", "3.11", "--generate-hashes"),
-    *("--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header", "--quiet"),
+    *("--no-annotate", "--no-header", "--quiet"),
     *("--output-file", "requirements.lock"),
 )
 

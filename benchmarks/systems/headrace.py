@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.columns import CLICKS
 from benchmarks.systems import job as jobs
 from benchmarks.systems.job import Job
 from engine.cli.start import prepare
@@ -29,18 +30,6 @@ NOTE = "seconds from before the first fetch to the closed sinks"
 
 Table = Mapping[str, Any]
 
-_CLICKS = {
-    "event_id": "BIGINT",
-    "user_id": "VARCHAR",
-    "session": "VARCHAR",
-    "page": "VARCHAR",
-    "event_type": "VARCHAR",
-    "ts": "BIGINT",
-    "referrer": "VARCHAR",
-    "ua": "VARCHAR",
-    "price": "DOUBLE",
-    "ip": "VARCHAR",
-}
 _FILTER = "SELECT _key, _value FROM batch WHERE event_type = 'purchase' AND price > 90"
 _WINDOW = (
     "SELECT ts - ts % 60000 AS window_start, page, count(*) AS count, sum(price) AS sum FROM batch GROUP BY ALL"
@@ -56,7 +45,7 @@ def configuration(job: Job) -> dict[str, Any]:
     source: dict[str, Any] = {"topic": job.topic}
     tables: dict[str, Any] = {"consumer_group_id": job.group, "source": source}
     if job.workload == "etl":
-        tables["schema"] = {"columns": _CLICKS}
+        tables["schema"] = {"columns": CLICKS}
         tables["sink"] = {"type": "parquet", "path": job.output}
     elif job.workload == "filter":
         tables["schema"] = {

@@ -54,8 +54,6 @@ class ReferenceJsonDecoder:
         self._placeholder: dict[str, Any] = dict.fromkeys(self._names)
         self._fields = [*fields, *([REST] if rest else [])]
         self._schema = whole(self._fields, trace=trace)
-        if not self._schema.names:
-            raise ValueError("no columns: declare one, or turn on the rest or the trace columns")
 
     @property
     def schema(self) -> pa.Schema:

@@ -128,8 +128,6 @@ class RegisteredDecoder:
         self._on_null_value = on_null_value
         self._fields = [each.field for each in self._columns] + ([REST] if rest else [])
         self._schema = whole(self._fields, trace=trace)
-        if not self._schema.names:
-            raise ValueError("no columns: declare one, or turn on the rest or the trace columns")
 
     @property
     def schema(self) -> pa.Schema:

@@ -55,5 +55,11 @@ def declared(columns: Mapping[str, str] | pa.Schema) -> list[pa.Field]:
 
 
 def whole(fields: Iterable[pa.Field], *, trace: bool) -> pa.Schema:
-    """The schema of a decoder's columns: its own fields, then the trace columns where those are on."""
-    return pa.schema([*fields, *(TRACE if trace else ())])
+    """The schema of a decoder's columns: its own fields, then the trace columns where those are on.
+
+    Raises ValueError where there are none.
+    """
+    schema = pa.schema([*fields, *(TRACE if trace else ())])
+    if not schema.names:
+        raise ValueError("no columns: declare one, or turn on the rest or the trace columns")
+    return schema

@@ -33,12 +33,7 @@ from tests.integration.support import POLL_SECONDS, SECONDS_MAX, Project, Runnin
 
 LONG = os.environ.get("HEADRACE_CRASH") == "long"
 
-pytestmark = [
-    pytest.mark.broker,
-    pytest.mark.slow,
-    pytest.mark.crash,
-    pytest.mark.skipif("HEADRACE_BOOTSTRAP" in os.environ, reason="nobody else's brokers are killed"),
-]
+pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.crash]
 
 long_form = pytest.mark.skipif(not LONG, reason="a longer part, run by HEADRACE_CRASH=long")
 

@@ -211,7 +211,7 @@ def test_a_large_value(run: Run, name: str, tmp_path: Path, broker: Broker) -> N
     file = tmp_path / "e.ndjson"
     file.write_bytes(b'{"n":1}\n' + large + b'\n{"n":2}\n')
     result = run(name, file, "--partitions", 1)
-    if isinstance(broker, ExternalBroker) and result.exit_code:
+    if isinstance(broker, ExternalBroker) and ": the record has " in str(result.exception):
         pytest.skip("the external cluster takes no records of 5 MB")
     assert result.exit_code == 0, result.exception
     assert [record.value for record in read(broker.bootstrap, name)[0]] == [b'{"n":1}', large, b'{"n":2}']

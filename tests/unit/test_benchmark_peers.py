@@ -19,6 +19,7 @@ from benchmarks.peers import Peer, peers
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.environments import Environment, InstallFailed
 from benchmarks.peers.locks import HERE, read_jars, read_packages
+from benchmarks.systems.job import Job
 
 WORKLOADS = {"etl", "filter", "window", "handler"}
 PEERS = pytest.mark.parametrize("peer", peers(), ids=lambda peer: peer.name)
@@ -138,6 +139,13 @@ def test_the_shared_handler_adds_up_what_kinesis_events_hold() -> None:
     handler = shared.Handler()
     assert handler(event, None) == {"batchItemFailures": []}
     assert (handler.events, handler.sum) == (5, 10)
+
+
+def test_peers_and_harness_mean_the_same_job() -> None:
+    """What the harness writes is what peers read, in the order in which Java programs get it."""
+    shared = _shared_module()
+    assert list(shared.Job.__dataclass_fields__) == list(Job.__dataclass_fields__)
+    assert shared.Job.__annotations__ == Job.__annotations__
 
 
 def _shared_module() -> ModuleType:

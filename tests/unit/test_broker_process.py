@@ -85,7 +85,7 @@ def test_the_program_is_gone_two_seconds_after_its_parent_was_killed(tmp_path: P
     parent.wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a process to its parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl's PR_SET_PDEATHSIG is Linux's alone")
 def test_the_program_is_gone_when_its_supervisor_was_killed(tmp_path: Path) -> None:
     """SIGKILL of the supervisor, which then can do nothing, still ends the program."""
     parent, pid, supervisor = _parent(tmp_path / "console", SLEEPS)

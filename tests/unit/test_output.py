@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -118,6 +119,26 @@ async def test_every_shard_and_run_has_the_same_schema() -> None:
     await restarted.open()
     with pytest.raises(HandlerError, match="'b' that the rows before"):
         await aligned(restarted, [{"b": 1}])
+
+
+async def test_shards_that_begin_at_once_fix_it_once() -> None:
+    """The sink is asked to keep a schema by the first of them alone, and the others' rows are made to fit it."""
+
+    class Counted(MemorySink):
+        kept = 0
+
+        async def adopt_schema(self, name: str, schema: pa.Schema) -> pa.Schema:
+            self.kept += 1
+            await asyncio.sleep(0)
+            return await super().adopt_schema(name, schema)
+
+    counted = Counted(MemoryStore(), pipeline="p", clock=SystemClock())
+    await counted.open(Stream("cluster", TOPIC, "id", 1))
+    out = Output(counted, trace=False)
+    tables = await asyncio.gather(*(aligned(out, [{"a": value}]) for value in (1, 2.0, 3)))
+    await aligned(out, [{"a": 4}])
+    assert [str(table.schema.field("a").type) for table in tables] == ["int64"] * 3
+    assert counted.kept == 1
 
 
 async def test_declared_columns_are_the_schema() -> None:

@@ -9,20 +9,15 @@ which column is what (`messages`), and headers, checksums and codecs of record b
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-log = logging.getLogger("headrace.kafka")
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from connectors.kafka.kernel.entries import compiled
 
 Bytes = npt.NDArray[np.uint8]
 Longs = npt.NDArray[np.int64]
@@ -53,17 +48,6 @@ _QUOTE, _BACKSLASH, _U = (np.uint8(ord(each)) for each in '"\\u')
 _MULTIPLIER = np.uint64(0x5BD1E995)
 _SEED = np.uint64(0x9747B28C)
 _MASK = np.uint64(0xFFFFFFFF)
-
-
-def compiled(function: Function) -> Function:
-    """``function`` as machine code, kept on disk where there is a place for it."""
-    made: Any
-    try:
-        made = numba.njit(cache=True, nogil=True, boundscheck=False)(function)
-    except RuntimeError as error:  # neither this directory nor the user's cache can be written to
-        log.warning("compiling anew in every process, set NUMBA_CACHE_DIR to keep the result: %s", error)
-        made = numba.njit(cache=False, nogil=True, boundscheck=False)(function)
-    return cast(Function, made)
 
 
 def _copied(_context: Any, source: Any, at: Any, length: Any, target: Any, used: Any) -> Any:
