@@ -18,27 +18,37 @@ from pathlib import Path
 import orjson
 
 from engine.batch import Stream
-from engine.delivery import document
-from engine.errors import DestinationUnavailable
+from engine.delivery import Document
+from engine.delivery import document as plain_document
+from engine.errors import DestinationUnavailable, UserError
 from engine.protocols import FailedRecord
 
 LOCK_SECONDS_MAX = 10.0
 LOCK_POLL_SECONDS = 0.02
 
 _BLOCK_BYTES = 65_536
+_READ_BYTES = 1024 * 1024
 
 
 class FileDestination:
-    """Appends one `engine.delivery.document` per record and line to ``path``.
+    """Appends one document per record and line to ``path``.
 
     A last line without its end, torn by a crash, was never confirmed and is delivered again: it is cut off
     before the next delivery, unless it is whole JSON (a file that somebody else wrote), which gets its end.
-    ``stream_of`` is asked for the source's stream once that has been opened.
+    ``stream_of`` is asked for the source's stream once that has been opened. ``document`` makes the documents;
+    left out, they are those of `engine.delivery`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, pipeline: str, stream_of: Callable[[], Stream]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pipeline: str,
+        stream_of: Callable[[], Stream],
+        document: Document | None = None,
+    ) -> None:
         self._path = Path(path)
-        self._pipeline = pipeline
+        self._document = document or (lambda record, stream: plain_document(pipeline, stream, record))
         self._stream_of = stream_of
         self._one_at_a_time = asyncio.Lock()
         self._is_named_durably = False
@@ -57,10 +67,7 @@ class FileDestination:
         """Nothing is held between deliveries."""
 
     def _deliver(self, stream: Stream, records: Sequence[FailedRecord]) -> None:
-        lines = [
-            orjson.dumps(document(self._pipeline, stream, record), option=orjson.OPT_APPEND_NEWLINE)
-            for record in records
-        ]
+        lines = [orjson.dumps(self._document(each, stream), option=orjson.OPT_APPEND_NEWLINE) for each in records]
         self._append(b"".join(lines))
 
     def _append(self, data: bytes) -> None:
@@ -117,6 +124,27 @@ class FileDestination:
         return DestinationUnavailable(f"on-failure file {self._path}: {error.strerror or error}", hint=hint)
 
 
+def read(path: Path) -> Iterator[tuple[list[bytes], int, int]]:
+    """The whole lines of an on-failure file, in their order: some of them, the bytes done, and all bytes; blocks.
+
+    Ends where the file ends now. A last line without its end is not delivered (`FileDestination`) and not read,
+    unless it is whole JSON. Raises UserError for what cannot be read; a file that is not there has no lines.
+    """
+    try:
+        with path.open("rb") as file:
+            total = os.fstat(file.fileno()).st_size
+            done = 0
+            while done < total and (lines := file.readlines(_READ_BYTES)):
+                done += sum(map(len, lines))
+                if not lines[-1].endswith(b"\n") and not _is_json(lines[-1]):
+                    lines.pop()
+                yield lines, min(done, total), total
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"on-failure file {path} cannot be read: {error.strerror or error}") from None
+
+
 def _write(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
@@ -135,13 +163,19 @@ def _repaired_end(file: int) -> int:
         start -= step
         tail = os.pread(file, step, start) + tail
     torn = tail[tail.rfind(b"\n") + 1 :]
-    try:
-        orjson.loads(torn)
-    except orjson.JSONDecodeError:
+    if not _is_json(torn):
         os.ftruncate(file, size - len(torn))
         return size - len(torn)
     _write(file, b"\n")
     return size + 1
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _sync_directory(path: Path) -> None:

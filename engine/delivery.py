@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from engine.batch import Stream
 from engine.errors import DestinationUnavailable, ExternalError
 from engine.protocols import Clock, Destination, FailedRecord, ShardWriter
 
 log = logging.getLogger("headrace.delivery")
+
+#: Makes what a destination is given for a failed record of a stream, ready for JSON.
+Document = Callable[[FailedRecord, Stream], Mapping[str, object]]
 
 #: How many failed records are brought in one go.
 RECORDS_MAX = 500
@@ -24,9 +27,10 @@ RETRY_SECONDS = 2.0
 
 
 def document(pipeline: str, stream: Stream, record: FailedRecord) -> dict[str, object]:
-    """What a destination is given for a failed record, ready for JSON; bytes are base64.
+    """A failed record as sinks keep it, ready for JSON; bytes are base64.
 
-    Its identity is ``pipeline, cluster_id, topic_id, partition, offset``.
+    Its identity is ``pipeline, cluster_id, topic_id, partition, offset``. What a destination is given has another
+    shape (`functions.failures`), but is read in this one too.
     """
 
     def text(data: bytes | None) -> str | None:
@@ -44,6 +48,7 @@ def document(pipeline: str, stream: Stream, record: FailedRecord) -> dict[str, o
         "error_type": record.error_type,
         "reason": record.reason,
         "attempts": record.attempts,
+        "request_id": record.request_id,
         "key": text(record.key),
         "value": text(record.value),
         "headers": [{"key": name, "value": text(value)} for name, value in record.headers],
@@ -58,6 +63,7 @@ def from_document(entry: Mapping[str, object]) -> FailedRecord:
 
     headers = entry["headers"]
     assert isinstance(headers, list)
+    request_id = entry.get("request_id")  # records of earlier versions have none
     return FailedRecord(
         partition=int(str(entry["partition"])),
         offset=int(str(entry["offset"])),
@@ -68,6 +74,7 @@ def from_document(entry: Mapping[str, object]) -> FailedRecord:
         reason=str(entry["reason"]),
         error_type=str(entry["error_type"]),
         attempts=int(str(entry["attempts"])),
+        request_id=None if request_id is None else str(request_id),
     )
 
 

@@ -12,12 +12,16 @@ import orjson
 #: aiokafka reports each failed try of a connection as an error; headrace says what matters of it itself.
 CHATTY = ("aiokafka", "aiokafka.conn", "aiokafka.cluster")
 
+#: What functions print is logged under this name and their own.
+FUNCTIONS = "headrace.function."
+
 
 class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = dt.datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{time} {level}{record.getMessage()}"
+        who = f"{record.name.removeprefix(FUNCTIONS)}: " if record.name.startswith(FUNCTIONS) else ""
+        text = f"{time} {level}{who}{record.getMessage()}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

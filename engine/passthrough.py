@@ -14,5 +14,8 @@ class Passthrough:
         assert invocation.columns is not None
         return Result(pa.Table.from_batches([invocation.columns]))
 
+    async def open(self) -> None:
+        return
+
     async def close(self) -> None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from engine.batching import Batcher
@@ -44,6 +44,7 @@ class PipelineParts:
     drain_seconds_max: float
     outage_seconds_max: float
     commits_group_offsets: bool
+    prepare: Callable[[], Awaitable[None]] | None = None  #: what has to be there before the source is opened
     filter: Filter | None = None
     phase: Callable[[str], None] | None = None
 
@@ -116,8 +117,17 @@ class Pipeline:
         which = ", ".join(str(partition) for partition in sorted(stopped))
         return f"ended with {'partition' if len(stopped) == 1 else 'partitions'} {which} stopped"
 
+    async def _ready(self) -> bool:
+        """What shows that the pipeline cannot work, before anything is read."""
+        await self._parts.handler.open()
+        if self._parts.prepare is not None:
+            await self._parts.prepare()
+        return True
+
     async def _run(self, stopping: asyncio.Event) -> None:
         parts = self._parts
+        if await unless(stopping, self._ready()) is None:
+            return
         stream = await unless(stopping, parts.source.open())
         if stream is None:
             return

@@ -46,6 +46,7 @@ class Totals:
     rows: int = 0
     failed: int = 0
     dropped: int = 0
+    filtered: int = 0
     commits: int = 0
 
     def plus(self, shard: ShardStatistics) -> Totals:
@@ -54,6 +55,7 @@ class Totals:
             self.rows + shard.rows,
             self.failed + shard.counts.failed,
             self.dropped + shard.counts.dropped,
+            self.filtered + shard.counts.filtered,
             self.commits + shard.commits,
         )
 

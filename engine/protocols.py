@@ -237,6 +237,9 @@ class Handler(Protocol):
     @property
     def wants_columns(self) -> bool: ...
 
+    async def open(self) -> None:
+        """Get ready to be called, before anything is read. Raises HandlerError where that shows that it cannot be."""
+
     async def invoke(self, invocation: Invocation) -> Result: ...
 
     async def close(self) -> None: ...

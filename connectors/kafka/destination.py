@@ -1,8 +1,8 @@
 """Failed records to a Kafka topic: an `engine.protocols.Destination`.
 
-One message for each record: its key as it was, the JSON document of `engine.delivery` as value, and the identity
-in headers as well, so that a second copy is known without decoding anything. Its timestamp is that of the
-delivery: the record's own might be past the topic's retention already.
+One message for each record: its key as it was, the record's document as JSON, and the identity in headers as well,
+so that a second copy is known without decoding anything. Its timestamp is that of the delivery: the record's
+own might be past the topic's retention already.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from connectors.kafka import writing
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import message_bytes_max, target_topic
 from engine.batch import Stream
-from engine.delivery import document
+from engine.delivery import Document
+from engine.delivery import document as plain_document
 from engine.errors import DestinationUnavailable, ExternalError, UserError
 from engine.protocols import Clock, FailedRecord
 
@@ -27,18 +28,19 @@ DELIVER_SECONDS_MAX = 30.0
 BATCH_BYTES = 256 * 1024
 LINGER_MS = 5
 
-#: Of a record, base64 makes 4/3; the rest is for reason, names and headers.
-DOCUMENT_GROWTH = 1.5
+#: No byte of a record takes more in its message: a control character of a Kinesis key takes 7 as an escape in an
+#: event that is itself a JSON string, and 1 as the message's key; the two bytes of a header without name or value
+#: take up to 18. (A value takes 4/3, a header's value 5.) The rest is for the reason, names and numbers.
+DOCUMENT_GROWTH = 9
 DOCUMENT_BYTES = 64 * 1024
-
-#: The identity of a failed record, and why it failed, as headers.
-HEADERS = ("pipeline", "cluster_id", "topic", "topic_id", "partition", "offset", "error_type")
 
 
 class KafkaDestination:
     """``topic`` is made with one partition when it is missing, large enough for whatever the source's records are.
 
-    ``stream_of`` is asked for the source's stream once that has been opened.
+    As they are in the log, that is: a record that only fits there because it is compressed may be refused.
+    ``stream_of`` is asked for the source's stream once that has been opened. ``document`` makes the documents;
+    left out, they are those of `engine.delivery`.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class KafkaDestination:
         pipeline: str,
         stream_of: Callable[[], Stream],
         clock: Clock,
+        document: Document | None = None,
         deliver_seconds_max: float = DELIVER_SECONDS_MAX,
     ) -> None:
         self._settings = settings
         self._topic = topic
         self._pipeline = pipeline
         self._stream_of = stream_of
+        self._document = document or (lambda record, stream: plain_document(pipeline, stream, record))
         self._clock = clock
         self._deliver_seconds_max = deliver_seconds_max
         self._checked = False
@@ -88,14 +92,26 @@ class KafkaDestination:
         stream = self._stream_of()
         sent = []
         for record in records:
-            entry = document(self._pipeline, stream, record)
-            headers = [(f"headrace.{name}", str(entry[name]).encode()) for name in HEADERS]
-            value = orjson.dumps(entry)
+            value = orjson.dumps(self._document(record, stream))
+            headers = self._headers(stream, record)
             sent.append(await producer.send(self._topic, value, key=record.key, headers=headers))
         # All are awaited even if one fails: an exception that nobody asks for would be logged.
         for outcome in await asyncio.gather(*sent, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+
+    def _headers(self, stream: Stream, record: FailedRecord) -> list[tuple[str, bytes]]:
+        """The identity, and why it failed."""
+        identity = {
+            "pipeline": self._pipeline,
+            "cluster_id": stream.cluster_id,
+            "topic": stream.topic,
+            "topic_id": stream.topic_id,
+            "partition": record.partition,
+            "offset": record.offset,
+            "error_type": record.error_type,
+        }
+        return [(f"headrace.{name}", str(value).encode()) for name, value in identity.items()]
 
     async def _opened(self) -> AIOKafkaProducer:
         try:
@@ -118,7 +134,7 @@ class KafkaDestination:
                 hint="failed records would be read again, and fail again: name another topic",
             )
         source_bytes = await message_bytes_max(self._settings, source.topic)
-        bytes_max = int(source_bytes * DOCUMENT_GROWTH) + DOCUMENT_BYTES
+        bytes_max = min(source_bytes * DOCUMENT_GROWTH + DOCUMENT_BYTES, writing.REQUEST_BYTES_MAX)
         await target_topic(
             self._settings, self._clock, self._topic, partitions=1, config={"max.message.bytes": str(bytes_max)}
         )

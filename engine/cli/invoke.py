@@ -11,9 +11,10 @@ import contextlib
 import itertools
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, time
 from pathlib import Path
 from time import monotonic
@@ -25,9 +26,19 @@ import pyarrow as pa
 import typer
 
 from engine.batch import Batch, from_rows
-from engine.compose.handlers import KINDS, build_handler, error_payload
+from engine.compose.handlers import (
+    KINDS,
+    EventSettings,
+    Report,
+    build_handler,
+    error_payload,
+    faults_of,
+    report_line,
+)
+from engine.config import EVENT_KINDS, VARIABLE
 from engine.context import Context
-from engine.errors import HeadraceError, UserError
+from engine.errors import FunctionError, HeadraceError, UserError
+from engine.processing import without
 from engine.protocols import Fault, Handler, Invocation, Result
 from engine.values import Decoded, Decoder, JsonDecoder, RawDecoder, TextDecoder, infer
 
@@ -36,7 +47,7 @@ FUNCTION_NAME = "invoke"
 _STDIN = "-"
 
 
-_HANDLER = typer.Argument(metavar="MODULE.FUNCTION", help="The handler; left out for kind sql.")
+_HANDLER = typer.Argument(metavar="MODULE.FUNCTION", help="The handler; left out for kind sql and --command.")
 _EVENTS = typer.Argument(metavar="EVENTS.jsonl", help="One record's value per line; - is standard input.")
 _KIND = typer.Option(help=f"How the handler is called: {', '.join(KINDS)}.")
 _QUERY = typer.Option(help="For kind sql: a query over `batch`.")
@@ -44,6 +55,9 @@ _SIZE = typer.Option(min=1, max=1_000_000, help="Records per call.")
 _FORMAT = typer.Option("--format", help="How lines are decoded for rows, arrow and sql.")
 _COLUMNS = typer.Option(help='Typed columns, as "a BIGINT, b VARCHAR"; inferred when left out.')
 _TIMEOUT = typer.Option(min=0.001, max=900, help="Seconds per call.")
+_MEMORY = typer.Option(min=128, max=10_240, help="MB that a function of an event kind may take; 128 when left out.")
+_ENVIRONMENT = typer.Option(metavar="NAME=VALUE", help="A variable of the function's environment; may be repeated.")
+_COMMAND = typer.Option(help="A program that speaks the Lambda Runtime API, to run instead of a Python handler.")
 _JSON = typer.Option("--json", help="Faults, errors and the closing line as JSON.")
 
 
@@ -56,6 +70,9 @@ def invoke(
     value_format: Annotated[Literal["json", "text", "raw"], _FORMAT] = "json",
     columns: Annotated[str | None, _COLUMNS] = None,
     timeout: Annotated[float, _TIMEOUT] = 30.0,
+    memory_size: Annotated[int | None, _MEMORY] = None,
+    environment: Annotated[list[str] | None, _ENVIRONMENT] = None,
+    command: Annotated[str | None, _COMMAND] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Call a handler with the lines of a file, and print the rows it returns.
@@ -64,6 +81,10 @@ def invoke(
     line's number counted from 0. Rows go to standard output as JSON lines.
     What the handler prints, records that cannot be decoded, and a closing
     line go to standard error.
+
+    Handlers of Lambda's event kinds (kinesis, kafka, dynamodb, firehose) run
+    as they do on AWS: in a process of their own, bounded in time and memory,
+    with a REPORT line for each call.
 
     \b
       # app.py
@@ -77,21 +98,16 @@ def invoke(
     """
     report = _Report(as_json)
     try:
-        name, source = _what_to_run(kind, handler, events, query)
-        made = build_handler(
-            kind=kind,
-            handler=name,
-            query=query,
-            timeout_seconds=timeout,
-            concurrency_max=1,
-            function_name=FUNCTION_NAME,
-        )
+        name, source = _what_to_run(kind, handler, events, query, command)
+        given = _event_options(kind, memory_size, environment, command)
+        settings = replace(given, logs=lambda _: _FunctionOutput(), on_report=report.invoked)
+        made = build_handler(kind=kind, handler=name, query=query, timeout_seconds=timeout, events=settings)
         decoding = _decoding(made, kind, value_format, columns)
         # What the handler prints must not run into the rows.
         rows_out = sys.stdout
         with contextlib.redirect_stdout(sys.stderr), _lines(source) as lines:
             batches = _batches(_topic(source), lines, batch_size, keep_blank=value_format != "json")
-            asyncio.run(_run(made, name or "query", decoding, batches, timeout, rows_out, report))
+            asyncio.run(_run(made, name or "function", decoding, batches, timeout, rows_out, report))
     except HeadraceError as error:
         report.error(error)
         raise typer.Exit(int(error.domain)) from None
@@ -100,8 +116,10 @@ def invoke(
         raise typer.Exit(2) from None
 
 
-def _what_to_run(kind: str, handler: str, events: str | None, query: str | None) -> tuple[str | None, str]:
-    """The handler's name, None for a query, and the file."""
+def _what_to_run(
+    kind: str, handler: str, events: str | None, query: str | None, command: str | None
+) -> tuple[str | None, str]:
+    """The handler's name, None for a query and for a program that is told of none, and the file."""
     if not kind:
         raise UserError(f"--kind is missing; kinds are {', '.join(KINDS)}")
     if kind == "sql":
@@ -114,7 +132,57 @@ def _what_to_run(kind: str, handler: str, events: str | None, query: str | None)
         return None, handler
     if events is not None:
         return handler, events
+    if command is not None:
+        return None, handler
     raise UserError("EVENTS.jsonl is missing", hint=f"headrace invoke MODULE.FUNCTION EVENTS.jsonl --kind {kind}")
+
+
+def _event_options(
+    kind: str, memory_size_mb: int | None, environment: list[str] | None, command: str | None
+) -> EventSettings:
+    """What is told of the function's process. Raises UserError for options that are malformed or do not apply."""
+    for option, is_given in (
+        ("--memory-size", memory_size_mb is not None),
+        ("--environment", environment is not None),
+        ("--command", command is not None),
+    ):
+        if is_given and kind not in EVENT_KINDS:
+            kinds = ", ".join(each for each in KINDS if each in EVENT_KINDS)
+            raise UserError(
+                f"{option} is for functions that run in processes of their own, not for {kind}: {kinds}"
+            )
+    variables: dict[str, str] = {}
+    for each in environment or ():
+        name, sign, value = each.partition("=")
+        if not sign or not VARIABLE.fullmatch(name):
+            # The value may be a secret.
+            raise UserError(f"--environment: {name!r} is not the start of NAME=VALUE", hint="as TABLE=orders")
+        variables[name] = value
+    try:
+        words = shlex.split(command) if command is not None else []
+    except ValueError as error:
+        raise UserError(f"--command: {error}") from None
+    if command is not None and not words:
+        raise UserError("--command is empty")
+    return EventSettings(
+        function_name=FUNCTION_NAME,
+        runtime="python" if command is None else "provided",
+        command=words,
+        variables=variables,
+        memory_size_mb=memory_size_mb or 128,
+        reserved_concurrency=1,
+    )
+
+
+class _FunctionOutput:
+    """A log that is standard error; the platform's lines are `_Report.invoked`'s to write."""
+
+    def write(self, data: bytes) -> None:
+        sys.stderr.buffer.write(data)
+        sys.stderr.buffer.flush()
+
+    def platform(self, line: str) -> None:
+        pass
 
 
 class _Raised(Exception):
@@ -181,11 +249,16 @@ class _Report:
         fields = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
         self._write(f"error: {error}", error=fields)
 
+    def invoked(self, invocation: Report) -> None:
+        self._write(report_line(invocation), report=asdict(invocation))
+
     def raised(self, error: Exception, request_id: str) -> None:
         """The payload that a caller of the function would get on AWS."""
-        payload = error_payload(error, request_id)
+        payload = _payload(error, request_id)
+        said = f"{payload['errorType']}: {payload['errorMessage']}"
+        # The platform's own types have a dot: Runtime.ExitError, Sandbox.Timedout.
         self._write(
-            f"error: the handler raised {payload['errorType']}: {payload['errorMessage']}\n"
+            (f"error: {said}\n" if "." in str(payload["errorType"]) else f"error: the handler raised {said}\n")
             + orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode(),
             error=payload,
         )
@@ -203,6 +276,17 @@ class _Report:
         )
 
 
+def _payload(error: Exception, request_id: str) -> dict[str, object]:
+    if not isinstance(error, FunctionError):
+        return error_payload(error, request_id)
+    return {
+        "errorMessage": error.message,
+        "errorType": error.error_type,
+        "requestId": request_id,
+        "stackTrace": error.stack_trace,
+    }
+
+
 async def _run(
     handler: Handler,
     name: str,
@@ -212,10 +296,18 @@ async def _run(
     rows_out: IO[str],
     report: _Report,
 ) -> None:
+    find = faults_of(handler)
     try:
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             report.records += len(batch)
             decoded = None
+            if find is not None:
+                faults = await asyncio.to_thread(find, batch)
+                for fault in faults:
+                    report.fault(fault)
+                batch = without(batch, {fault.offset: fault for fault in faults})
+                if not len(batch):
+                    continue
             if decoding is not None:
                 found = await asyncio.to_thread(decoding.decode, batch)
                 for fault in found.faults:
@@ -241,7 +333,9 @@ async def _call(
     context = Context(function_name=name, memory_limit_in_mb="128", deadline_ms=deadline_ms)
     try:
         return await handler.invoke(Invocation(batch, columns, context))
-    except HeadraceError:
+    except HeadraceError as error:
+        if isinstance(error, FunctionError):
+            raise _Raised(error, context.aws_request_id) from error
         raise
     except Exception as error:
         raise _Raised(error, context.aws_request_id) from error

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import traceback
 
-import click
 import typer
 
-from engine.cli import broker, demo, invoke, position, produce, query, run
+from engine.cli import broker, demo, dlq, invoke, position, produce, query, report, run
+from engine.cli import filter as filter_command
 from engine.errors import Domain, HeadraceError
 
 app = typer.Typer(
@@ -26,18 +26,24 @@ app = typer.Typer(
     headrace run headrace.toml        run it
     headrace query "SQL" --db FILE    ask the results
     headrace invoke MODULE.FUNCTION F call a handler with the lines of a file, without a broker
+    headrace filter PATTERN FILE      which events an event pattern matches
     headrace position show FILE       where each shard stands, and how far it is behind
+    headrace dlq list FILE            what failed and why; dlq replay sends it again, once
+    headrace report FILE              what functions took, and what AWS would have charged
 
     Exit codes: 0 done, 2 something you can mend, 3 something outside (broker, disk), 4 a bug in headrace.
     """,
 )
 app.command()(run.run)
 app.command()(run.check)
+app.command("filter")(filter_command.filter_events)
+app.command()(report.report)
 app.command()(invoke.invoke)
 app.command()(produce.produce)
 app.command()(query.query)
 app.command()(demo.demo)
 app.add_typer(position.app, name="position", help="Where pipelines stand, and moving them.")
+app.add_typer(dlq.app, name="dlq", help="Failed records: what and why, and sending them again.")
 app.add_typer(broker.app, name="broker", help="The embedded Apache Kafka broker.")
 
 
@@ -45,12 +51,14 @@ def call(arguments: list[str]) -> int:
     """Run the command line; the exit code."""
     try:
         result = app(args=arguments, standalone_mode=False)
-    except click.exceptions.Exit as done:
+    except typer.Exit as done:
         return done.exit_code
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "headrace"
+        typer.echo(f"error: {error.format_message()}\n  see {command} --help", err=True)
         return Domain.USER
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("stopped", err=True)
         return 130
     except HeadraceError as error:

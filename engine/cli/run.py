@@ -1,4 +1,4 @@
-"""`headrace run` and `headrace check`: a configuration file, carried out or explained."""
+"""`headrace run` and `headrace check`: a configuration file or a SAM template, carried out or explained."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
 
-from engine import config_file, logs
+from engine import config_file, logs, sam
 from engine.cli.options import Bootstrap
 from engine.cli.progress import BAR_SECONDS, ProgressReport
 from engine.clock import SystemClock
 from engine.config import Config
 from engine.deadline import Deadline
-from engine.errors import Domain
+from engine.errors import Domain, UserError
 from engine.loop_watch import BLOCKED_SECONDS_MAX
+from engine.reload import Reloader, watched
 from engine.runtime import Runtime
 
 log = logging.getLogger("headrace.run")
@@ -32,25 +34,81 @@ SAY_SECONDS = 10.0
 #: The time beyond the drain deadline that is left for closing connections and files.
 CLOSE_SECONDS = 5.0
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The configuration, usually headrace.toml.")]
+File = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="The configuration, usually headrace.toml; or an AWS SAM template."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
+
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter",
+        metavar="NAME=VALUE",
+        help="SAM: the value of a template's parameter. Repeatable; those with a Default need none.",
+    ),
+]
+Topics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--topic",
+        metavar="STREAM=TOPIC",
+        help="SAM: the topic of a stream, which is named by logical id, name, ARN, export, or FUNCTION-EVENT. "
+        "Repeatable; other streams' topics have the stream's name.",
+    ),
+]
+OnFailure = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on-failure",
+        metavar="NAME=TARGET",
+        help="SAM: kafka://TOPIC or file:PATH for an OnFailure destination (its logical id, name or ARN) or for "
+        "the failed records of FUNCTION-EVENT. Repeatable.",
+    ),
+]
+Settings = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="TOML",
+        help="SAM: a file whose tables [kafka], [registry] and [engine] hold for the template.",
+    ),
+]
+AllowUnsupported = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unsupported",
+        help="SAM: run without what headrace cannot honour, instead of refusing (exit 2). It is listed either way.",
+    ),
+]
 
 
 def check(
     file: File,
     bootstrap: Bootstrap = None,
     json: Annotated[bool, typer.Option("--json", help="Print the resolved configuration as JSON.")] = False,
+    parameter: Parameters = None,
+    topic: Topics = None,
+    on_failure: OnFailure = None,
+    settings: Settings = None,
+    allow_unsupported: AllowUnsupported = False,
 ) -> None:
-    """Check a configuration and show it with every default filled in.
+    """Check a configuration, or an AWS SAM template, and show it with every default filled in.
 
-    Every fault is reported at once. Handlers are imported and queries planned, so that a name that is
-    wrong shows here; neither the broker nor a sink is touched.
+    Every fault is reported at once. Queries are planned and what runs in this process is imported, so that a
+    name that is wrong shows here; neither the broker nor a sink is touched.
 
-    Example:  headrace check headrace.toml
+    Examples:
+
+    \b
+    headrace check headrace.toml
+    headrace check template.yaml --parameter Stage=dev --topic OrderStream=orders
     """
     from engine.compose.pipelines import build_runtime
 
-    config = config_file.load(file)
+    logs.configure()
+    options = template_options(parameter, topic, on_failure, settings, allow_unsupported)
+    config = load_file(file, options, bootstrap)
     build_runtime(config, bootstrap=bootstrap)
     document = config_file.resolved(config)
     if json:
@@ -65,15 +123,22 @@ def check(
 def _lines(document: dict[str, object], path: str = "") -> list[str]:
     """The document as TOML, settings that are unset left out."""
     values = {key: value for key, value in document.items() if value is not None}
-    lines = [
-        f"{key} = {orjson.dumps(value).decode()}" for key, value in values.items() if not isinstance(value, dict)
-    ]
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
     if path and lines:
         lines = [f"[{path}]", *lines, ""]
     for key, value in values.items():
         if isinstance(value, dict):
             lines += _lines(value, f"{path}.{key}" if path else key)
     return lines
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        members = ", ".join(f"{key} = {_toml(item)}" for key, item in value.items() if item is not None)
+        return f"{{ {members} }}"
+    return orjson.dumps(value).decode()
 
 
 def run(
@@ -83,26 +148,47 @@ def run(
         bool,
         typer.Option("--until-caught-up", help="End when what is in the topics now is committed in the sinks."),
     ] = False,
+    reload: Annotated[
+        bool,
+        typer.Option(
+            "--reload",
+            help="Watch the functions' code: new invocations run what changed, those under way end on the old.",
+        ),
+    ] = False,
     json: Json = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log a line for each batch.")] = False,
+    parameter: Parameters = None,
+    topic: Topics = None,
+    on_failure: OnFailure = None,
+    settings: Settings = None,
+    allow_unsupported: AllowUnsupported = False,
 ) -> None:
-    """Run the pipelines of a configuration.
+    """Run the pipelines of a configuration, or the functions of an AWS SAM template.
+
+    A template gives a pipeline for each stream event (Kinesis, DynamoDB, MSK, SelfManagedKafka) of its
+    functions, FUNCTION-EVENT; the stream's name is the topic's. What cannot be honoured is listed and refused.
 
     The first SIGTERM or Ctrl-C drains: batches at hand are finished and committed within
     engine.drain_seconds_max. The second one stops at once; nothing is lost either way.
 
     Exit codes: 0 done, 2 something you can mend, 3 something outside (broker, disk), 4 a bug in headrace.
 
-    Example:  headrace run headrace.toml --until-caught-up
+    Examples:
+
+    \b
+    headrace run headrace.toml --until-caught-up
+    headrace run template.yaml --topic OrderStream=orders --on-failure FailedQueue=kafka://failed --reload
     """
     from engine.compose.pipelines import build_runtime
 
     logs.configure(json=json, verbose=verbose)
-    config = config_file.load(file)
+    options = template_options(parameter, topic, on_failure, settings, allow_unsupported)
+    config = load_file(file, options, bootstrap)
     # Handlers are looked for beside the configuration too, as in a Lambda task root.
     sys.path.insert(0, str(file.resolve().parent))
     runtime = build_runtime(config, bootstrap=bootstrap, until_caught_up=until_caught_up)
-    code = _loop(runtime, config, shows_bar=until_caught_up and not json and sys.stderr.isatty())
+    reloader = Reloader(watched(runtime.pipelines, config, file.resolve().parent)) if reload else None
+    code = _loop(runtime, config, reloader, shows_bar=until_caught_up and not json and sys.stderr.isatty())
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -110,7 +196,83 @@ def run(
     os._exit(code)
 
 
-def _loop(runtime: Runtime, config: Config, *, shows_bar: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class TemplateOptions:
+    """What the command line says to a template. True where it says anything."""
+
+    parameters: dict[str, str]
+    topics: dict[str, str]
+    on_failure: dict[str, str]
+    settings: Path | None
+    allow_unsupported: bool
+
+    def __bool__(self) -> bool:
+        given = (self.parameters, self.topics, self.on_failure, self.settings, self.allow_unsupported)
+        return any(given)
+
+
+def template_options(
+    parameter: list[str] | None,
+    topic: list[str] | None,
+    on_failure: list[str] | None,
+    settings: Path | None,
+    allow_unsupported: bool,
+) -> TemplateOptions:
+    """Raises UserError for what is no NAME=VALUE."""
+    return TemplateOptions(
+        parameters=_pairs("--parameter NAME=VALUE", parameter),
+        topics=_pairs("--topic STREAM=TOPIC", topic),
+        on_failure=_pairs("--on-failure NAME=TARGET", on_failure),
+        settings=settings,
+        allow_unsupported=allow_unsupported,
+    )
+
+
+def _pairs(usage: str, given: list[str] | None) -> dict[str, str]:
+    """``NAME=VALUE`` each. No value is ever shown: a parameter may be a secret."""
+    pairs: dict[str, str] = {}
+    for each in given or []:
+        name, equals, value = each.partition("=")
+        if not name or not equals:
+            raise UserError(f"valid is {usage}, and one of them has no {'=' if not equals else 'name'}")
+        if name in pairs:
+            raise UserError(f"{usage.split()[0]} {name} is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def load_file(file: Path, options: TemplateOptions, bootstrap: str | None) -> Config:
+    """The configuration in a file of either sort. Raises UserError, for what is unsupported in a template too."""
+    if not sam.is_template(file):
+        if options:
+            raise UserError(
+                f"{file} is no template; --parameter, --topic, --on-failure, --config and --allow-unsupported "
+                "are for AWS SAM templates"
+            )
+        return config_file.load(file)
+    template = sam.load(
+        file,
+        parameters=options.parameters,
+        topics=options.topics,
+        on_failure=options.on_failure,
+        bootstrap=bootstrap,
+        settings=options.settings,
+    )
+    for line in template.ignored:
+        log.info("ignored: %s", line)
+    if template.unsupported and not options.allow_unsupported:
+        raise UserError(
+            "\n".join(
+                [f"{file} asks for what headrace cannot honour", *(f"  {each}" for each in template.unsupported)]
+            ),
+            hint="--allow-unsupported runs the template without all that",
+        )
+    for line in template.unsupported:
+        log.warning("unsupported, left out: %s", line)
+    return template.config
+
+
+def _loop(runtime: Runtime, config: Config, reloader: Reloader | None, *, shows_bar: bool) -> int:
     try:
         import uvloop
     except ImportError:
@@ -118,10 +280,10 @@ def _loop(runtime: Runtime, config: Config, *, shows_bar: bool) -> int:
     else:
         factory = uvloop.new_event_loop
     # Not closed: closing waits for coroutines that take no cancellation, and the process is about to end.
-    return asyncio.Runner(loop_factory=factory).run(_run(runtime, config, shows_bar=shows_bar))
+    return asyncio.Runner(loop_factory=factory).run(_run(runtime, config, reloader, shows_bar=shows_bar))
 
 
-async def _run(runtime: Runtime, config: Config, *, shows_bar: bool) -> int:
+async def _run(runtime: Runtime, config: Config, reloader: Reloader | None, *, shows_bar: bool) -> int:
     stopping = asyncio.Event()
     drain_seconds_max = config.engine.drain_seconds_max
 
@@ -141,7 +303,10 @@ async def _run(runtime: Runtime, config: Config, *, shows_bar: bool) -> int:
     running = asyncio.ensure_future(runtime.run(stopping))
     telling = asyncio.ensure_future(_show(runtime) if shows_bar else _tell(runtime))
     stopped = asyncio.ensure_future(stopping.wait())
+    reloading = asyncio.ensure_future(reloader.run()) if reloader is not None else None
     await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if reloading is not None:
+        reloading.cancel()
     if not running.done():
         deadline = Deadline(SystemClock(), drain_seconds_max + CLOSE_SECONDS)
         await asyncio.wait({running}, timeout=deadline.seconds_left)
@@ -199,13 +364,11 @@ def _summary(runtime: Runtime, seconds: float) -> None:
         totals = pipeline.totals()
         rate = totals.records / seconds if seconds else 0.0
         log.info(
-            "%s: %s records, %s rows, %s failed, %s dropped, %d commits in %.1f s (%s records/s)",
+            "%s: %s records, %s rows, %s filtered, %s failed, %s dropped, %d commits in %.1f s (%s records/s)",
+            pipeline.name,
             *(
-                pipeline.name,
-                f"{totals.records:,}",
-                f"{totals.rows:,}",
-                f"{totals.failed:,}",
-                f"{totals.dropped:,}",
+                f"{count:,}"
+                for count in (totals.records, totals.rows, totals.filtered, totals.failed, totals.dropped)
             ),
             *(totals.commits, seconds, f"{rate:,.0f}"),
         )

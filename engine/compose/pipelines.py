@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 import pyarrow as pa
 
-from connectors.file_destination import FileDestination
-from connectors.kafka.destination import KafkaDestination
-from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.source import KafkaSource
-from connectors.parquet import ParquetSink
-from connectors.registry import Registry
 from engine.batching import Batcher
-from engine.budget import ByteBudget
-from engine.checkpoint import CheckpointSink
-from engine.clock import SystemClock
-from engine.compose.handlers import ENVELOPE_BYTES_MAX, build_handler, payload_of
-from engine.compose.kafka import kafka_settings
+from engine.compose.ends import destination_of, sink_of, source_of, topic_maker
+from engine.compose.handlers import ENVELOPE_BYTES_MAX, EventSettings, build_handler, function_arn, payload_of
+from engine.compose.retry import companions, retry_name
+from engine.compose.shared import Phase, Shared, share
 from engine.config import (
     EVENT_KINDS,
     PAYLOAD_BYTES_MAX,
@@ -32,153 +21,75 @@ from engine.config import (
     Config,
     FunctionConfig,
     PipelineConfig,
-    RegistryConfig,
     batch_size,
-    group_id,
 )
-from engine.config_sinks import DuckDBSinkConfig, KafkaSinkConfig, NoSinkConfig, ParquetSinkConfig
 from engine.context import Context
 from engine.decoding import Decoders
 from engine.errors import ConfigError, HeadraceError
+from engine.failing import Policy
+from engine.filters import FilterCriteria
 from engine.output import TRACE_NAMES, Output
 from engine.passthrough import Passthrough
 from engine.pipeline import Pipeline, PipelineParts
-from engine.processing import Policy, Processor
-from engine.protocols import Clock, Destination, Handler, Sink, Source
+from engine.processing import Processor
+from engine.protocols import STATE_BYTES_MAX, Filter, Handler, Sink
 from engine.runtime import Runtime
 from engine.values import column_field
-
-if TYPE_CHECKING:
-    from connectors.duckdb import Database
-
-PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
-REGISTRY_PASSWORD_VARIABLE = "HEADRACE_REGISTRY_PASSWORD"  # noqa: S105 - the name of a variable
-
-#: The part of the memory for records for what is fetched and not yet taken by a shard.
-FETCH_SHARE = 0.125
-
-#: The part of the memory for records for rows that wait for their Parquet row group, of all shards of a pipeline.
-ROW_GROUPS_SHARE = 0.25
-
-#: memory_bytes_max when it is left out: for records, and as much again for each instance of DuckDB.
-MEMORY_BYTES = 128 * 1024 * 1024
 
 #: A Kafka mapping with endless retries and a destination is capped at ten retries on AWS.
 KAFKA_RETRIES_MAX = 10
 
-Phase = Callable[[str], None]
-
-
-@dataclass
-class _Shared:
-    """What the pipelines of one process have in common."""
-
-    config: Config
-    settings: KafkaSettings
-    clock: Clock
-    executor: Executor
-    budget: ByteBudget
-    phase: Phase | None
-    record_bytes_max: int
-    duckdb_bytes_max: int
-    fetch_bytes_max: int
-    databases: dict[Path, Database] = field(default_factory=dict)
-    known_registry: Registry | None = None
-
-    def registry(self) -> Registry:
-        """The schema registry, which all pipelines ask."""
-        if self.known_registry is None:
-            self.known_registry = schema_registry(self.config.registry)
-        return self.known_registry
-
-    def payload_bytes_max(self, kind: str) -> int:
-        """How much of records one invocation may hold."""
-        if kind in EVENT_KINDS:
-            return PAYLOAD_BYTES_MAX - ENVELOPE_BYTES_MAX
-        return max(1, self.config.engine.shard_bytes_max // 2)
-
-    def database(self, sink: DuckDBSinkConfig) -> Database:
-        path = sink.path.resolve()
-        if path not in self.databases:
-            # Imported by those who use it: DuckDB takes 30 MB of memory.
-            from connectors.duckdb import Database
-
-            self.databases[path] = Database(
-                path,
-                lock_wait_seconds_max=sink.lock_wait_seconds_max,
-                memory_limit_bytes=self.duckdb_bytes_max,
-                clock=self.clock,
-            )
-        return self.databases[path]
+#: Firehose tries a function that fails three times.
+FIREHOSE_RETRIES_MAX = 2
 
 
 def build_runtime(
     config: Config, *, bootstrap: str | None = None, until_caught_up: bool = False, phase: Phase | None = None
 ) -> Runtime:
-    """Every enabled pipeline of ``config``. Raises ConfigError with the faults of all of them.
+    """Every enabled pipeline of ``config``, and their companions. Raises ConfigError with the faults of all of them.
 
-    Imports the users' handlers; reaches neither broker nor sinks. ``phase`` hears the name of each step of the
-    work, in whatever thread takes it; without one, HEADRACE_PHASE_LOG may name a file to write them to.
+    Imports what runs in this process; reaches neither broker nor sinks, and starts no environment. ``phase`` hears
+    the name of each step of the work, in whatever thread takes it; without one, HEADRACE_PHASE_LOG may name a
+    file to write them to.
     """
-    shared = _share(config, bootstrap, phase)
+    enabled = {name: pipeline for name, pipeline in config.pipelines.items() if pipeline.enabled}
+    faults = [] if enabled else ["every pipeline has enabled = false"]
+    again = companions(config.pipelines)
+    shared = share(config, {**enabled, **again}, bootstrap=bootstrap, phase=phase)
     pipelines = []
-    faults = []
-    for name, pipeline in config.pipelines.items():
-        if not pipeline.enabled:
-            continue
+    makers = {
+        retry_name(name): topic_maker(name, pipeline, shared)
+        for name, pipeline in enabled.items()
+        if retry_name(name) in again
+    }
+    for name, pipeline in {**enabled, **again}.items():
         try:
-            pipelines.append(Pipeline(_parts(name, pipeline, shared), until_caught_up=until_caught_up))
+            parts = _parts(name, pipeline, shared, makers.get(name))
+            pipelines.append(Pipeline(parts, until_caught_up=until_caught_up))
         except (HeadraceError, ValueError) as error:
-            faults.append(f"pipelines.{name}: {error}")
-    if not pipelines and not faults:
-        faults.append("every pipeline has enabled = false")
+            if name in enabled:  # a companion has the faults of its pipeline
+                faults.append(f"pipelines.{name}: {error}")
     if faults:
         raise ConfigError("the pipelines cannot be built", faults)
-    return Runtime(pipelines)
+    return Runtime(pipelines, meter=shared.meter, logs=shared.logs)
 
 
 def build_ends(config: Config, name: str, *, bootstrap: str | None = None) -> tuple[KafkaSource, Sink]:
     """The source and the sink of one pipeline alone, for commands that look at its position or move it."""
-    shared = _share(config, bootstrap, None)
     pipeline = config.pipelines[name]
-    source = _source(name, pipeline, shared)
-    return source, _sink(name, pipeline, shared, source, None)
+    shared = share(config, {name: pipeline}, bootstrap=bootstrap)
+    source = source_of(name, pipeline, shared)
+    return source, sink_of(name, pipeline, shared, source, None)
 
 
-def _share(config: Config, bootstrap: str | None, phase: Phase | None) -> _Shared:
-    duckdbs = _duckdbs(config)
-    memory = config.engine.memory_bytes_max or MEMORY_BYTES * (1 + duckdbs)
-    record_bytes = memory // (1 + duckdbs)  # the rest is DuckDB's, in equal parts
-    fetch_bytes = int(record_bytes * FETCH_SHARE)
-    return _Shared(
-        config=config,
-        settings=kafka_settings(config.kafka, bootstrap),
-        clock=SystemClock(),
-        executor=ThreadPoolExecutor(
-            min(config.engine.handler_threads_max, os.cpu_count() or 1), thread_name_prefix="headrace-decode"
-        ),
-        budget=ByteBudget(record_bytes - fetch_bytes),
-        phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
-        record_bytes_max=record_bytes,
-        duckdb_bytes_max=record_bytes,
-        fetch_bytes_max=fetch_bytes // max(1, sum(pipeline.enabled for pipeline in config.pipelines.values())),
-    )
-
-
-def _duckdbs(config: Config) -> int:
-    """How many DuckDB instances the pipelines will run: one for each file, and one for each query."""
-    pipelines = [pipeline for pipeline in config.pipelines.values() if pipeline.enabled]
-    files = {pipeline.sink.path.resolve() for pipeline in pipelines if isinstance(pipeline.sink, DuckDBSinkConfig)}
-    queries = [pipeline for pipeline in pipelines if pipeline.function and pipeline.function.kind == "sql"]
-    return len(files) + len(queries)
-
-
-def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
-    source = _source(name, config, shared)
-    destination = _destination(name, config, shared, source)
-    sink = _sink(name, config, shared, source, destination)
+def _parts(
+    name: str, config: PipelineConfig, shared: Shared, prepare: Callable[[], Awaitable[None]] | None
+) -> PipelineParts:
+    source = source_of(name, config, shared)
+    destination = destination_of(name, config, shared, source)
+    sink = sink_of(name, config, shared, source, destination)
     kind = config.function.kind if config.function is not None else "arrow"
-    payload_bytes_max = shared.payload_bytes_max(kind)
+    payload_bytes_max = _payload_bytes_max(kind, config, shared)
     decoders = None
     if kind not in EVENT_KINDS:
         registry = shared.registry() if config.schema_.format in REGISTERED_FORMATS else None
@@ -212,95 +123,22 @@ def _parts(name: str, config: PipelineConfig, shared: _Shared) -> PipelineParts:
         shard_bytes_max=shared.config.engine.shard_bytes_max,
         drain_seconds_max=shared.config.engine.drain_seconds_max,
         outage_seconds_max=shared.settings.broker_wait_seconds_max,
-        commits_group_offsets=not isinstance(config.sink, NoSinkConfig),
+        commits_group_offsets=not config.has_group_position,
+        prepare=prepare,
+        filter=_filter(kind, config),
         phase=shared.phase,
     )
 
 
-def _source(name: str, config: PipelineConfig, shared: _Shared) -> KafkaSource:
-    return KafkaSource(
-        shared.settings,
-        topic=config.source.topic,
-        group_id=group_id(name, config),
-        clock=shared.clock,
-        read_committed=config.source.isolation_level == "read_committed",
-        fetch_bytes_max=config.source.fetch_bytes_max,
-        drain_seconds_max=shared.config.engine.drain_seconds_max,
-        held_bytes_max=shared.fetch_bytes_max,
-        rack=shared.config.kafka.client_rack,
-    )
+def _payload_bytes_max(kind: str, config: PipelineConfig, shared: Shared) -> int:
+    """How much of records one invocation may hold."""
+    if kind not in EVENT_KINDS:
+        return max(1, shared.config.engine.shard_bytes_max // 2)
+    state = STATE_BYTES_MAX if config.source.tumbling_window_in_seconds else 0
+    return PAYLOAD_BYTES_MAX - ENVELOPE_BYTES_MAX - state
 
 
-def _destination(name: str, config: PipelineConfig, shared: _Shared, source: KafkaSource) -> Destination | None:
-    target = config.source.destination_config.on_failure
-    if target is None:
-        return None
-    if target.startswith("kafka://"):
-        topic = target.removeprefix("kafka://")
-        return KafkaDestination(shared.settings, topic, pipeline=name, stream_of=source.stream, clock=shared.clock)
-    return FileDestination(Path(target.removeprefix("file:")), pipeline=name, stream_of=source.stream)
-
-
-def _sink(
-    name: str, config: PipelineConfig, shared: _Shared, source: Source, destination: Destination | None
-) -> Sink:
-    restart = config.source.on_recreated_topic
-    match config.sink:
-        case ParquetSinkConfig() as sink:
-            return ParquetSink(
-                sink.path,
-                pipeline=name,
-                clock=shared.clock,
-                file_bytes_max=sink.file_bytes_max,
-                file_age_max_seconds=sink.file_age_max_seconds,
-                row_group_bytes_max=sink.row_group_bytes_max,
-                waiting_bytes_max=int(shared.record_bytes_max * ROW_GROUPS_SHARE),
-                partition_by=sink.partition_by,
-                hive_partitions_open_max=sink.hive_partitions_open_max,
-                on_recreated_topic=restart,
-                phase=shared.phase,
-            )
-        case DuckDBSinkConfig() as sink:
-            from connectors.duckdb import DuckDBSink
-
-            return DuckDBSink(
-                shared.database(sink),
-                pipeline=name,
-                table=sink.table,
-                clock=shared.clock,
-                mode=sink.mode,
-                key=sink.key,
-                aggregates=sink.aggregates,
-                order_by=sink.order_by,
-                delete_column=sink.delete_column,
-                commit_interval_max_seconds=sink.commit_interval_max_seconds,
-                commit_bytes_max=sink.commit_bytes_max,
-                on_recreated_topic=restart,
-                phase=shared.phase,
-            )
-        case KafkaSinkConfig() as sink:
-            # Imports the compiler of its kernel.
-            from connectors.kafka.sink import KafkaSink, MessageFormat
-
-            return KafkaSink(
-                shared.settings,
-                pipeline=name,
-                topic=sink.topic,
-                clock=shared.clock,
-                message_format=MessageFormat(key=sink.key, value=sink.value, omit=sink.omit),
-                group=group_id(name, config),
-                partitions=sink.partitions,
-                compression=sink.compression,
-                commit_interval_max_seconds=sink.commit_interval_max_seconds,
-                commit_bytes_max=sink.commit_bytes_max,
-                on_recreated_topic=restart,
-                phase=shared.phase,
-            )
-        case NoSinkConfig():
-            return CheckpointSink(source, destination, shared.clock)
-
-
-def _handler(name: str, config: PipelineConfig, shared: _Shared, decoders: Decoders | None) -> Handler:
+def _handler(name: str, config: PipelineConfig, shared: Shared, decoders: Decoders | None) -> Handler:
     function = config.function
     if function is None:
         return Passthrough()
@@ -310,10 +148,29 @@ def _handler(name: str, config: PipelineConfig, shared: _Shared, decoders: Decod
         query=function.query,
         timeout_seconds=function.timeout,
         concurrency_max=shared.config.engine.handler_threads_max,
-        function_name=function.name or name,
-        bootstrap_servers=shared.settings.bootstrap,
+        events=_events(name, function, config, shared),
         schema=decoders.schema if decoders is not None else None,
         memory_bytes_max=shared.duckdb_bytes_max if function.kind == "sql" else None,
+    )
+
+
+def _events(name: str, function: FunctionConfig, config: PipelineConfig, shared: Shared) -> EventSettings:
+    return EventSettings(
+        function_name=function.name or name,
+        runtime=function.runtime,
+        command=function.command,
+        variables={key: value.get_secret_value() for key, value in function.environment.items()},
+        memory_size_mb=function.memory_size,
+        reserved_concurrency=function.reserved_concurrency,
+        idle_seconds_max=function.idle_seconds_max,
+        root=function.root,
+        reports_item_failures=bool(config.source.function_response_types),
+        bootstrap_servers=shared.settings.bootstrap,
+        event_source=function.event_source,
+        event_source_arn=function.event_source_arn,
+        clock=shared.clock,
+        logs=shared.logs.stream,
+        on_report=shared.meter.on_report,
     )
 
 
@@ -333,6 +190,8 @@ def _policy(kind: str, config: PipelineConfig, payload_bytes_max: int) -> Policy
     retries_max = source.maximum_retry_attempts
     if kind == "kafka" and reports and retries_max < 0:
         retries_max = KAFKA_RETRIES_MAX
+    if kind == "firehose" and retries_max < 0:
+        retries_max = FIREHOSE_RETRIES_MAX
     return Policy(
         retries_max=retries_max,
         backoff_seconds=source.retry_backoff_seconds,
@@ -341,14 +200,22 @@ def _policy(kind: str, config: PipelineConfig, payload_bytes_max: int) -> Policy
         payload_bytes_max=payload_bytes_max,
         reports=reports,
         drops=source.on_exhausted == "drop",
+        age_seconds_max=source.maximum_record_age_in_seconds,
+        bisects=source.bisect_batch_on_function_error,
     )
+
+
+def _filter(kind: str, config: PipelineConfig) -> Filter | None:
+    patterns = [each.pattern for each in config.source.filter_criteria.filters]
+    arn = config.function.event_source_arn if config.function is not None else None
+    return FilterCriteria.of(patterns, kind=kind, event_source_arn=arn) if patterns else None
 
 
 def _context(name: str, function: FunctionConfig | None) -> Callable[[], Context]:
     own = (function.name if function is not None else None) or name
     memory = str(function.memory_size if function is not None else 128)
     timeout = function.timeout if function is not None else 900.0
-    arn = f"arn:aws:lambda:{os.environ.get('AWS_REGION', 'us-east-1')}:000000000000:function:{own}"
+    arn = function_arn(own, function.event_source_arn if function is not None else None)
 
     def make() -> Context:
         now = time.time()
@@ -374,34 +241,3 @@ def _batcher(config: PipelineConfig, handler: Handler, payload_bytes_max: int) -
         )
 
     return make
-
-
-def schema_registry(config: RegistryConfig) -> Registry:
-    """The registry that the [registry] table and the environment describe. Raises ConfigError."""
-    password = config.password.get_secret_value() if config.password is not None else None
-    if password is None and config.username is not None:
-        password = os.environ.get(REGISTRY_PASSWORD_VARIABLE)
-    assert config.url is not None, "the configuration asks for registry.url"
-    return Registry(
-        config.url,
-        username=config.username,
-        password=password,
-        ca_file=config.ca_file,
-        timeout_seconds=config.timeout_seconds,
-        allow_plaintext_credentials=config.allow_plaintext_credentials,
-    )
-
-
-def phase_log(path: str | None) -> Phase | None:
-    """A hook that appends a line ``<monotonic ns> <phase>`` to ``path``: where a killed process was."""
-    if not path:
-        return None
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    pid = os.getpid()
-    lock = threading.Lock()
-
-    def phase(name: str) -> None:
-        with lock:
-            os.write(descriptor, f"{time.monotonic_ns()} {pid} {name}\n".encode())
-
-    return phase

@@ -86,11 +86,25 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """Milliseconds of an invocation: on the way, building the event, in the handler, writing its answer."""
+
+    transfer_ms: float
+    build_ms: float
+    handler_ms: float
+    encode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
-    """A handler's answer: the JSON text that AWS would hand back, and whether rows in it need `wire.revived`."""
+    """A handler's answer: the JSON text that AWS would hand back, and whether rows in it need `wire.revived`.
+
+    ``times`` only where the environment tells them.
+    """
 
     payload: bytes
     has_typed_values: bool = False
+    times: Times | None = None
 
 
 class Environment(Protocol):
@@ -103,7 +117,7 @@ class Environment(Protocol):
     def is_alive(self) -> bool: ...
 
     async def invoke(self, request: Request) -> Reply:
-        """The handler's answer. Raises `engine.errors.FunctionError`; after a fault of the process `is_alive` is false.
+        """The handler's answer. Raises `engine.errors.FunctionError`; after a fault of the process it is not alive.
 
         Knows of no timeout: the pool kills an environment that takes too long, and this then raises.
         """

@@ -27,6 +27,9 @@ class ArrowHandler:
         self._label = f"{name} (kind arrow)"
         self._caller = Caller(function, name=name, timeout_seconds=timeout_seconds, concurrency_max=concurrency_max)
 
+    async def open(self) -> None:
+        """Nothing to do: the function is there since the handler was made."""
+
     async def invoke(self, invocation: Invocation) -> Result:
         assert invocation.columns is not None, "this kind wants columns"
         return await self._caller.call(

@@ -1,63 +1,71 @@
-"""The kinds `kinesis` and `kafka`: a Lambda handler, called with AWS's event and context.
+"""The kinds `kinesis`, `kafka`, `dynamodb` and `firehose`: a Lambda function, called with AWS's event and context.
 
-Not here: the events themselves (`kinesis`, `kafka`) and how a function is called (`calling`).
-
-What a handler returns is read as Lambda's event source mappings do (developer guide, "Reporting batch item
-failures"): anything that JSON can carry is success. ``batchItemFailures`` is ignored, as on AWS for a mapping
-without ReportBatchItemFailures. Beyond AWS, an object's "rows" are rows for the sink.
+Not here: the events themselves (`sources` and the event modules), the processes that functions run in
+(`functions.environments`), and what an answer means (`responses`).
 """
 
 from __future__ import annotations
 
-import decimal
-import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
 
 from engine.batch import Batch
-from engine.errors import HandlerError
-from engine.protocols import Invocation, Result
-from functions.kinds import kafka, kinesis
-from functions.kinds.calling import Caller
-from functions.kinds.loader import Function
-from functions.kinds.payload import KafkaPayload, KinesisPayload, Sizes
-from functions.kinds.rows import check_rows, shown
+from engine.protocols import Fault, Invocation, Result, Window
+from functions.environments import wire
+from functions.environments.contract import EventKind, FunctionSpec, Reply, Request
+from functions.kinds import changes, texts
+from functions.kinds.payload import EventPayload, Sizes, payload_for
+from functions.kinds.responses import read_response
+from functions.kinds.sources import EventSource
 
-log = logging.getLogger("headrace.functions")
+#: Larger answers are read beside the event loop.
+_INLINE_BYTES_MAX = 32 * 1024
 
-#: Handlers that have been told once.
-_WARNED: set[str] = set()
 
-Build = Callable[[Batch], dict[str, object]]
+class Invoker(Protocol):
+    """Calls one function; `functions.environments.pool.EnvironmentPool` is the one there is."""
+
+    async def invoke(self, request: Request) -> Reply:
+        """The function's answer. Raises FunctionError or Throttled."""
+
+    async def warm(self) -> None: ...
+
+    async def replace(self, spec: FunctionSpec) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class EventHandler:
-    """An `engine.protocols.Handler` over a Lambda handler.
+    """An `engine.protocols.Handler` over a Lambda function.
 
-    ``payload`` knows what each record adds to the event; a batcher uses it to close batches in time.
+    It knows what each record adds to the event; a batcher uses it to close batches in time.
     """
 
     wants_columns = False
 
     def __init__(
-        self,
-        function: Function,
-        *,
-        name: str,
-        kind: str,
-        build: Build,
-        payload: KinesisPayload | KafkaPayload,
-        timeout_seconds: float,
-        concurrency_max: int,
+        self, invoker: Invoker, spec: FunctionSpec, source: EventSource, *, reports_item_failures: bool = False
     ) -> None:
-        self._label = f"{name} (kind {kind})"
-        self._build = build
-        self._payload = payload
-        self._caller = Caller(function, name=name, timeout_seconds=timeout_seconds, concurrency_max=concurrency_max)
+        self._invoker = invoker
+        self._spec = spec
+        self._source = source
+        self._reports_item_failures = reports_item_failures
+        self._payload: EventPayload = payload_for(source)
+        self._label = f"{spec.handler or spec.name} (kind {source.kind})"
 
-    def envelope_bytes(self, batch: Batch) -> int:
-        """Bytes of the event around the records."""
-        return self._payload.envelope_bytes(batch)
+    @property
+    def kind(self) -> EventKind:
+        return self._source.kind
+
+    def envelope_bytes(self, batch: Batch, window: Window | None = None) -> int:
+        """Bytes of the event around the records; with the members of a tumbling window, if there is one."""
+        around = self._payload.envelope_bytes(batch)
+        if window is None:
+            return around
+        members = texts.dumps(self._source.window_members(batch, window))
+        return around + len(members) - 1  # without its braces, with a comma
 
     def payload_bytes(self, batch: Batch) -> Sizes:
         """Bytes that each record adds to the event."""
@@ -67,86 +75,58 @@ class EventHandler:
         """No less than all records add to the event; quick to tell."""
         return self._payload.payload_bytes_bound(batch)
 
+    def faults(self, batch: Batch) -> Sequence[Fault]:
+        """The records that no event of this kind can hold. The others make up a batch for `invoke`."""
+        return changes.faults(batch) if self._source.kind == "dynamodb" else ()
+
     async def invoke(self, invocation: Invocation) -> Result:
-        return await self._caller.call(
-            lambda: (self._build(invocation.batch), invocation.context),
-            lambda response: read_response(self._label, response),
+        """Raises FunctionError, Throttled, and what `read_response` raises."""
+        reply = await self._invoker.invoke(self._request(invocation))
+        if len(reply.payload) > _INLINE_BYTES_MAX:
+            return await asyncio.to_thread(self._read, invocation, reply)
+        return self._read(invocation, reply)
+
+    def _request(self, invocation: Invocation) -> Request:
+        batch, context, window = invocation.batch, invocation.context, invocation.window
+        return Request(
+            request_id=context.aws_request_id,
+            deadline_ms=context.deadline_ms,
+            kind=self._source.kind,
+            batch=batch,
+            envelope=self._source.envelope(batch, context.aws_request_id),
+            extra={} if window is None else self._source.window_members(batch, window),
         )
+
+    def _read(self, invocation: Invocation, reply: Reply) -> Result:
+        return read_response(
+            self._label,
+            self._source.kind,
+            invocation.batch,
+            answer_of(reply),
+            reports_item_failures=self._reports_item_failures,
+            window=invocation.window,
+        )
+
+    async def open(self) -> None:
+        """Start an environment before the first batch. Raises FunctionError with the fault of initialisation."""
+        await self._invoker.warm()
+
+    async def reload(self) -> None:
+        """Use the code that is now there. Invocations that are under way finish on the old one."""
+        self._spec = replace(self._spec, version=self._spec.version + 1)
+        await self._invoker.replace(self._spec)
 
     async def close(self) -> None:
-        await self._caller.close()
+        await self._invoker.close()
 
 
-def kinesis_handler(
-    function: Function, *, name: str, role: str, timeout_seconds: float, concurrency_max: int
-) -> EventHandler:
-    return EventHandler(
-        function,
-        name=name,
-        kind="kinesis",
-        build=lambda batch: kinesis.event(batch, role=role),
-        payload=KinesisPayload(role=role),
-        timeout_seconds=timeout_seconds,
-        concurrency_max=concurrency_max,
-    )
-
-
-def kafka_handler(
-    function: Function, *, name: str, source: kafka.KafkaSource, timeout_seconds: float, concurrency_max: int
-) -> EventHandler:
-    return EventHandler(
-        function,
-        name=name,
-        kind="kafka",
-        build=lambda batch: kafka.event(batch, source),
-        payload=KafkaPayload(source),
-        timeout_seconds=timeout_seconds,
-        concurrency_max=concurrency_max,
-    )
-
-
-def read_response(label: str, response: object) -> Result:
-    """The result that a handler's response stands for. Raises HandlerError."""
-    if response is None or isinstance(response, bytes | str | int | float | decimal.Decimal):
-        return Result()
-    rows: Sequence[Mapping[str, object]] | None = None
-    rest = response
-    if isinstance(response, dict) and response.get("batchItemFailures") and label not in _WARNED:
-        _WARNED.add(label)
-        log.warning("%s returned batchItemFailures, which is ignored: the whole batch counts as handled", label)
-    if isinstance(response, dict) and "rows" in response:
-        rows = _rows(label, response["rows"])
-        rest = {name: value for name, value in response.items() if name != "rows"}
-    if not (isinstance(rest, dict | list) and len(rest) == 0):
-        _check_json(label, rest)
-    return Result(rows=rows)
-
-
-def _rows(label: str, rows: object) -> Sequence[Mapping[str, object]] | None:
-    if rows is None:
+def answer_of(reply: Reply) -> object:
+    """What a reply says; one that is no JSON is a text, as a bootstrap that answers "OK" means it."""
+    if not reply.payload.strip():
         return None
-    if not isinstance(rows, list):
-        raise HandlerError(
-            f'{label} gave {shown(rows)} under "rows"', hint='"rows" has to be a list of objects, or be left out'
-        )
-    return check_rows(f'{label}, "rows"', rows)
-
-
-def _check_json(label: str, response: object) -> None:
-    """As on AWS (its runtime's MarshalError), a response that JSON cannot carry fails the invocation.
-
-    AWS's encoder takes Decimal, NaN and infinity too.
-    """
+    if reply.has_typed_values:
+        return wire.revived(reply.payload)
     try:
-        json.dumps(response, default=_decimal)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise HandlerError(
-            f"{label} gave {shown(response)}, which JSON cannot carry: {error}",
-            hint='return None, or an object of plain values; rows for the sink go under "rows"',
-        ) from error
-
-
-def _decimal(value: object) -> float:
-    if isinstance(value, decimal.Decimal):
-        return float(value)
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+        return texts.loads(reply.payload)
+    except ValueError:
+        return reply.payload.decode(errors="replace")

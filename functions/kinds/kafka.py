@@ -1,7 +1,7 @@
-"""AWS's Kafka event, built from the raw records of a batch.
+"""AWS's Kafka event, built from the raw records of one partition.
 
-Not here: calling the handler (`events`), and the sizes of what is built (`payload`). Needs the standard
-library alone, so that `build` can run in a process that has no Arrow.
+Not here: calling the handler (`events`), what it answers (`responses`), and the sizes of what is built
+(`payload`). Needs the standard library alone: `build_event` runs in the function's own process.
 
 Shape and key order are AWS's (Lambda developer guide, "Using Lambda with Amazon MSK" and "... with
 self-managed Apache Kafka"). Header bytes are signed (-128 to 127), as AWS's Java side writes them. A record
@@ -12,12 +12,10 @@ without a value has no bytes, as one with an empty value.
 from __future__ import annotations
 
 from binascii import b2a_base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from engine.batch import Batch
+from functions.kinds.kinesis import Headers
 
 #: What ``eventSource`` may say. AWS's current documents have the first for self-managed clusters, its older
 #: ones and several libraries the second; the third is Amazon MSK's.
@@ -32,31 +30,28 @@ class KafkaSource:
     event_source: str = EVENT_SOURCES[0]
     arn: str | None = None
 
-    def envelope(self, records: object) -> dict[str, object]:
-        """The event around its ``records``."""
-        head: dict[str, object] = {"eventSource": self.event_source}
-        if self.arn is not None:
-            head["eventSourceArn"] = self.arn
-        return {**head, "bootstrapServers": self.bootstrap_servers, "records": records}
+
+def envelope(source: KafkaSource, topic: str, *, log_append_time: bool) -> dict[str, object]:
+    """What `build_event` has to know beside the records; JSON can carry it."""
+    head: dict[str, object] = {"eventSource": source.event_source}
+    if source.arn is not None:
+        head["eventSourceArn"] = source.arn
+    clock = "LOG_APPEND_TIME" if log_append_time else "CREATE_TIME"
+    return {**head, "bootstrapServers": source.bootstrap_servers, "topic": topic, "timestampType": clock}
 
 
-def timestamp_type(log_append_time: bool) -> str:
-    return "LOG_APPEND_TIME" if log_append_time else "CREATE_TIME"
-
-
-def build(
-    topic: str,
+def build_event(
+    envelope: Mapping[str, object],
     partition: int,
     offsets: Iterable[int],
     timestamps: Iterable[int],
     keys: Iterable[bytes | None],
     values: Iterable[bytes | None],
-    headers: Iterable[Sequence[Mapping[str, str | bytes | None]] | None],
-    *,
-    log_append_time: bool = False,
-) -> dict[str, list[dict[str, object]]]:
-    """An event's ``records`` of one partition. ``timestamps`` are milliseconds; headers are {key, value} maps."""
-    clock = timestamp_type(log_append_time)
+    headers: Iterable[Headers | None],
+) -> dict[str, object]:
+    """The event of records of one partition; ``timestamps`` are milliseconds, headers {key, value} maps."""
+    event = dict(envelope)
+    topic, clock = event.pop("topic"), event.pop("timestampType")
     records: list[dict[str, object]] = [
         {
             "topic": topic,
@@ -70,27 +65,10 @@ def build(
         }
         for offset, timestamp, key, value, pairs in zip(offsets, timestamps, keys, values, headers, strict=True)
     ]
-    return {f"{topic}-{partition}": records}
+    event["records"] = {f"{topic}-{partition}": records}
+    return event
 
 
 def signed(value: bytes | None) -> list[int]:
     """Bytes as Java has them: numbers from -128 to 127."""
     return memoryview(value).cast("b").tolist() if value else []
-
-
-def event(batch: Batch, source: KafkaSource) -> dict[str, object]:
-    """The event of a batch."""
-    offsets, timestamps, keys, values, headers = (batch.records.column(i) for i in range(5))
-    bare = headers.values is None or len(headers.flatten()) == 0
-    return source.envelope(
-        build(
-            batch.topic,
-            batch.partition,
-            offsets.to_pylist(),
-            timestamps.to_pylist(),
-            keys.to_pylist(),
-            values.to_pylist(),
-            [None] * len(batch) if bare else headers.to_pylist(),
-            log_append_time=batch.log_append_time,
-        )
-    )

@@ -1,7 +1,7 @@
-"""AWS's Kinesis event, built from the raw records of a batch.
+"""AWS's Kinesis event, built from the raw records of one partition.
 
-Not here: calling the handler (`events`), and the sizes of what is built (`payload`). Needs the standard
-library alone, so that `build` can run in a process that has no Arrow.
+Not here: calling the handler (`events`), what it answers (`responses`), and the sizes of what is built
+(`payload`). Needs the standard library alone: `build_event` runs in the function's own process.
 
 Shape and key order are those of events recorded on AWS (Lambda developer guide, "Using Lambda with Kinesis").
 What differs, because a Kafka record is not a Kinesis record:
@@ -18,27 +18,23 @@ from __future__ import annotations
 
 import os
 from binascii import b2a_base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from engine.batch import Batch
 
 ACCOUNT = "000000000000"
 NULL_KEY = "null"
 SEQUENCE_DIGITS = 56
 _OFFSET_DIGITS = 19  # of the largest 64-bit offset
 
-#: Whole numbers up to here are exact as floats; beyond them only Python's own division is.
-EXACT_MS_MAX = 2**53
-
 SEQUENCE_PREFIX = "49" + "0" * (SEQUENCE_DIGITS - 2 - _OFFSET_DIGITS)
+
+#: A record's headers, as the columns of a batch give them; None and nothing are the same.
+Headers = Sequence[Mapping[str, str | bytes | None]]
 
 
 def sequence_number(offset: int) -> str:
     """The sequence number of an offset; 56 digits."""
-    return f"{SEQUENCE_PREFIX}{offset:019d}"
+    return SEQUENCE_PREFIX + str(offset).zfill(_OFFSET_DIGITS)
 
 
 def offset_of(sequence: str) -> int:
@@ -73,78 +69,64 @@ def region() -> str:
 
 @dataclass(frozen=True, slots=True)
 class KinesisStream:
-    """What all records of one stream share."""
+    """What all records of one stream share. ``given_arn`` replaces the stream's ARN."""
 
     topic: str
     region: str
     role: str = "headrace"
+    given_arn: str | None = None
 
     @property
     def arn(self) -> str:
-        return f"arn:aws:kinesis:{self.region}:{ACCOUNT}:stream/{self.topic}"
+        return self.given_arn or f"arn:aws:kinesis:{self.region}:{ACCOUNT}:stream/{self.topic}"
 
     @property
     def role_arn(self) -> str:
         return f"arn:aws:iam::{ACCOUNT}:role/{self.role}"
 
 
-def build(
-    stream: KinesisStream,
+def envelope(stream: KinesisStream) -> dict[str, object]:
+    """What `build_event` has to know beside the records; JSON can carry it."""
+    return {"eventSourceARN": stream.arn, "invokeIdentityArn": stream.role_arn, "awsRegion": stream.region}
+
+
+def build_event(
+    envelope: Mapping[str, object],
     partition: int,
     offsets: Iterable[int],
     timestamps: Iterable[int],
     keys: Iterable[bytes | None],
     values: Iterable[bytes | None],
+    headers: Iterable[Headers | None],
 ) -> dict[str, object]:
-    """The event of records of one partition; ``timestamps`` are milliseconds. Holds no reference to its input."""
-    seconds = [timestamp / 1000 for timestamp in timestamps]
-    return _event(stream, partition, offsets, seconds, map(partition_key, keys), values)
+    """The event of records of one partition; ``timestamps`` are milliseconds. Holds no reference to its input.
 
-
-def _event(
-    stream: KinesisStream,
-    partition: int,
-    offsets: Iterable[int],
-    seconds: Iterable[float],
-    keys: Iterable[str],
-    values: Iterable[bytes | None],
-) -> dict[str, object]:
-    arn, role_arn, aws_region = stream.arn, stream.role_arn, stream.region
+    ``headers`` have no place in this event; they are taken so that all kinds are called alike.
+    """
+    del headers
+    # A copy of a whole record is quicker than a new one, and this is done for every record.
+    copy = {
+        "kinesis": None,
+        "eventSource": "aws:kinesis",
+        "eventVersion": "1.0",
+        "eventID": None,
+        "eventName": "aws:kinesis:record",
+        "invokeIdentityArn": envelope["invokeIdentityArn"],
+        "awsRegion": envelope["awsRegion"],
+        "eventSourceARN": envelope["eventSourceARN"],
+    }.copy
     shard = f"{shard_id(partition)}:"
-    records = []
-    for offset, arrival, key, value in zip(offsets, seconds, keys, values, strict=True):
-        sequence = f"{SEQUENCE_PREFIX}{offset:019d}"
-        records.append(
-            {
-                "kinesis": {
-                    "kinesisSchemaVersion": "1.0",
-                    "partitionKey": key,
-                    "sequenceNumber": sequence,
-                    "data": b2a_base64(value, newline=False).decode("ascii") if value else "",
-                    "approximateArrivalTimestamp": arrival,
-                },
-                "eventSource": "aws:kinesis",
-                "eventVersion": "1.0",
-                "eventID": shard + sequence,
-                "eventName": "aws:kinesis:record",
-                "invokeIdentityArn": role_arn,
-                "awsRegion": aws_region,
-                "eventSourceARN": arn,
-            }
-        )
+    records: list[dict[str, object]] = []
+    for offset, timestamp, key, value in zip(offsets, timestamps, map(partition_key, keys), values, strict=True):
+        sequence = SEQUENCE_PREFIX + str(offset).zfill(_OFFSET_DIGITS)
+        record: dict[str, object] = copy()
+        record["kinesis"] = {
+            "kinesisSchemaVersion": "1.0",
+            "partitionKey": key,
+            "sequenceNumber": sequence,
+            "data": b2a_base64(value, newline=False).decode("ascii") if value else "",
+            "approximateArrivalTimestamp": timestamp / 1000,
+        }
+        record["eventID"] = shard + sequence
+        records.append(record)
     return {"Records": records}
-
-
-def event(batch: Batch, *, role: str = "headrace") -> dict[str, object]:
-    """The event of a batch."""
-    offsets, timestamps, keys, values = (batch.records.column(i) for i in range(4))
-    milliseconds = timestamps.to_numpy()
-    exact = len(milliseconds) == 0 or (milliseconds.min() > -EXACT_MS_MAX and milliseconds.max() < EXACT_MS_MAX)
-    return _event(
-        KinesisStream(batch.topic, region(), role),
-        batch.partition,
-        offsets.to_numpy().tolist(),
-        (milliseconds / 1000).tolist() if exact else [each / 1000 for each in milliseconds.tolist()],
-        map(partition_key, keys.to_pylist()),
-        values.to_pylist(),
-    )

@@ -1,17 +1,20 @@
 """Finding a handler by its name, "module.function", and saying plainly what is wrong with it.
 
-Not here: calling it. Needs the standard library alone (and `engine.errors`, which does too).
+`load` imports it into this process; `locate` only looks, for functions that run in processes of their own. Not
+here: calling it. Needs the standard library alone (and `engine.errors`, which does too).
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -45,6 +48,31 @@ def load(spec: str, *, arguments: tuple[str, ...] = ARGUMENTS) -> Function:
     function = _attribute(spec, module, attribute, arguments)
     _check_callable(spec, function, arguments)
     return function  # type: ignore[return-value]  # _check_callable has looked
+
+
+def locate(spec: str, root: Path) -> str:
+    """The name of a function, as "module.function", whose module is below ``root`` or on the import path.
+
+    Nothing is imported, so what happens when it is, and whether the function is there, is not known. Raises
+    HandlerError for a malformed name and a missing module.
+    """
+    module_name, attribute = _split(spec)
+    importlib.invalidate_caches()
+    parts = module_name.split(".")
+    folders = [str(root)]
+    for depth, part in enumerate(parts, 1):
+        name = ".".join(parts[:depth])
+        found = PathFinder.find_spec(name, folders)
+        if found is None and depth == 1:
+            with contextlib.suppress(ValueError):  # the program itself, __main__, has no place
+                found = importlib.util.find_spec(name)
+        if found is None:
+            place = f"{root} or on the import path" if depth == 1 else f"package {'.'.join(parts[: depth - 1])}"
+            raise _not_there(spec, module_name, part, place, folders)
+        if found.submodule_search_locations is None and depth < len(parts):
+            raise _no_package(spec, name, found.origin, ".".join(parts[: depth + 1]))
+        folders = list(found.submodule_search_locations or ())
+    return f"{module_name}.{attribute}"
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -82,20 +110,27 @@ def _no_module(spec: str, module_name: str, missing: str) -> HandlerError:
     parent_name, _, leaf = missing.rpartition(".")
     parent = sys.modules.get(parent_name) if parent_name else None
     if parent is None:
-        folders, place = [Path.cwd()], f"the working directory {Path.cwd()} or on the import path"
-    elif not hasattr(parent, "__path__"):
-        return HandlerError(
-            f"handler {spec!r}: {parent_name} ({getattr(parent, '__file__', 'built in')}) is a module, not a "
-            f"package, so there is no module {missing!r}"
-        )
-    else:
-        folders = [Path(folder) for folder in parent.__path__]
-        place = f"package {parent_name} ({', '.join(map(str, folders))})"
-    near = difflib.get_close_matches(leaf, _modules_of(folders), n=3)
+        place = f"the working directory {Path.cwd()} or on the import path"
+        return _not_there(spec, module_name, leaf, place, [str(Path.cwd())])
+    if not hasattr(parent, "__path__"):
+        return _no_package(spec, parent_name, getattr(parent, "__file__", None), missing)
+    folders = [str(folder) for folder in parent.__path__]
+    return _not_there(spec, module_name, leaf, f"package {parent_name} ({', '.join(folders)})", folders)
+
+
+def _no_package(spec: str, name: str, origin: str | None, missing: str) -> HandlerError:
+    return HandlerError(
+        f"handler {spec!r}: {name} ({origin or 'built in'}) is a module, not a "
+        f"package, so there is no module {missing!r}"
+    )
+
+
+def _not_there(spec: str, module_name: str, leaf: str, place: str, folders: Sequence[str]) -> HandlerError:
+    near = difflib.get_close_matches(leaf, _modules_of([Path(folder) for folder in folders]), n=3)
     hint = (
         f"nearest: {', '.join(near)}" if near else "the name is a module's, not a file's: app.handler, not app.py"
     )
-    if parent is None and leaf in sys.stdlib_module_names:
+    if not place.startswith("package") and leaf in sys.stdlib_module_names:
         hint = f"{leaf} is also the name of a standard library module; rename yours"
     return HandlerError(
         f"handler {spec!r}: there is no module {module_name!r}: {leaf!r} is not in {place}", hint=hint

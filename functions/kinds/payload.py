@@ -7,16 +7,28 @@ sizes are exact for the event as compact JSON in UTF-8. An event's size is the s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from engine.batch import Batch
-from functions.kinds import kafka, kinesis
+from engine.batch import Batch, from_rows
+from functions.kinds import dynamodb, kinesis, texts
+from functions.kinds.sources import EventSource, event_of
 
 Sizes = NDArray[np.int64]
+
+Row = tuple[int, int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
+
+#: Of the length that all invocation ids have.
+INVOCATION_ID = "0" * 36
+
+#: The least that kind dynamodb takes for a value.
+_BARE_CHANGE = b'{"eventName": "INSERT", "dynamodb": {"Keys": {}}}'
 
 
 def _escaped() -> Sizes:
@@ -34,30 +46,77 @@ _SIGNED = np.array([len(str(b - 256 if b > 127 else b)) for b in range(256)], dt
 #: The most that a byte of text becomes, as \\u0001, and a byte of a header, as "-128,".
 _ESCAPED_MAX = 6
 
-#: More than a record has in an event beside what depends on it: member names, numbers, quotes; and a header.
-_JSON_BYTES = 640
+#: More than a record's numbers take in an event: offset, timestamps, and the size of a value.
+_NUMBERS_BYTES = 80
+
+#: More than a header has beside its name and its bytes.
 _HEADER_BYTES = 16
 
 #: Timestamps beyond this many milliseconds lose digits as float seconds, so their size is not arithmetic.
 _EXACT_MS_MAX = 10**14
 
 
-class KinesisPayload:
-    """The sizes of `kinesis.event`."""
-
-    def __init__(self, *, role: str = "headrace") -> None:
-        self._role = role
+class EventPayload(Protocol):
+    """The sizes of one kind of event."""
 
     def envelope_bytes(self, batch: Batch) -> int:
-        return len(orjson.dumps({"Records": []})) - 1
+        """Bytes of the event around the records, but for one comma."""
 
     def payload_bytes(self, batch: Batch) -> Sizes:
         """Bytes of each record of a batch."""
-        stream = kinesis.KinesisStream(batch.topic, kinesis.region(), self._role)
-        bare = kinesis.build(stream, batch.partition, [0], [0], [b""], [b""])["Records"]
-        fixed = len(orjson.dumps(bare)) - 2 + 1 - len("0.0")
+
+    def payload_bytes_bound(self, batch: Batch) -> int:
+        """No less than the sum of `payload_bytes`: every byte as long as it may become."""
+
+
+def payload_for(source: EventSource) -> EventPayload:
+    """What measures the events of a source."""
+    made: dict[str, Callable[[EventSource], EventPayload]] = {
+        "kinesis": KinesisPayload,
+        "kafka": KafkaPayload,
+        "dynamodb": DynamoPayload,
+        "firehose": FirehosePayload,
+    }
+    return made[source.kind](source)
+
+
+class _Payload:
+    """What the kinds have in common: an event of one empty record, with the offset 0 at the time 0."""
+
+    def __init__(self, source: EventSource) -> None:
+        self._source = source
+        self._known: dict[tuple[str, int, bool], tuple[int, int]] = {}
+
+    def envelope_bytes(self, batch: Batch) -> int:
+        """Bytes of the event around the records, but for one comma."""
+        return self._measured(batch)[0] - 1
+
+    def _fixed(self, batch: Batch) -> int:
+        """Bytes of the empty record, its comma included."""
+        around, whole = self._measured(batch)
+        return whole - around + 1
+
+    def _measured(self, batch: Batch) -> tuple[int, int]:
+        """Bytes of the event without and with the empty record; the same for all batches of a shard."""
+        shard = (batch.topic, batch.partition, batch.log_append_time)
+        if shard not in self._known:
+            value = _BARE_CHANGE if self._source.kind == "dynamodb" else b""
+            self._known[shard] = self._of([], batch), self._of([(0, 0, b"", value, ())], batch)
+        return self._known[shard]
+
+    def _of(self, rows: list[Row], batch: Batch) -> int:
+        made = from_rows(batch.topic, batch.partition, rows, start=0, end=1, log_append_time=batch.log_append_time)
+        envelope = self._source.envelope(made, INVOCATION_ID)
+        return len(texts.dumps(event_of(self._source.kind, made, envelope)))
+
+
+class KinesisPayload(_Payload):
+    """The sizes of `kinesis.build_event`."""
+
+    def payload_bytes(self, batch: Batch) -> Sizes:
+        """Bytes of each record of a batch."""
         _, timestamps, keys, values = (batch.records.column(i) for i in range(4))
-        sizes = np.full(len(batch), fixed, dtype=np.int64)
+        sizes = np.full(len(batch), self._fixed(batch) - len("0.0"), dtype=np.int64)
         sizes += _base64(_lengths(values))
         sizes += _partition_keys(keys)
         sizes += _seconds(timestamps)
@@ -65,29 +124,35 @@ class KinesisPayload:
 
     def payload_bytes_bound(self, batch: Batch) -> int:
         """No less than the sum of `payload_bytes`: every byte as long as it may become."""
-        stream = kinesis.KinesisStream(batch.topic, kinesis.region(), self._role)
-        fixed = _JSON_BYTES + len(orjson.dumps([stream.arn, stream.role_arn, stream.region]))
+        fixed = self._fixed(batch) + _NUMBERS_BYTES
         return len(batch) * fixed + _base64_bound(batch, "value") + _ESCAPED_MAX * batch.column_bytes("key")
 
 
-class KafkaPayload:
-    """The sizes of `kafka.event`."""
-
-    def __init__(self, source: kafka.KafkaSource) -> None:
-        self._source = source
-
-    def envelope_bytes(self, batch: Batch) -> int:
-        return len(orjson.dumps(self._source.envelope({f"{batch.topic}-{batch.partition}": []}))) - 1
+class FirehosePayload(_Payload):
+    """The sizes of `firehose.build_event`."""
 
     def payload_bytes(self, batch: Batch) -> Sizes:
         """Bytes of each record of a batch."""
-        bare = kafka.build(
-            batch.topic, batch.partition, [0], [0], [b""], [b""], [None], log_append_time=batch.log_append_time
-        )
-        [records] = bare.values()
-        fixed = len(orjson.dumps(records)) - 2 + 1 - len("0") - len("0")
+        _, timestamps, keys, values = (batch.records.column(i) for i in range(4))
+        sizes = np.full(len(batch), self._fixed(batch) - 2 * len("0"), dtype=np.int64)
+        sizes += _base64(_lengths(values))
+        sizes += _partition_keys(keys)
+        sizes += 2 * _integers(timestamps.to_numpy())
+        return sizes
+
+    def payload_bytes_bound(self, batch: Batch) -> int:
+        """No less than the sum of `payload_bytes`: every byte as long as it may become."""
+        fixed = self._fixed(batch) + _NUMBERS_BYTES
+        return len(batch) * fixed + _base64_bound(batch, "value") + _ESCAPED_MAX * batch.column_bytes("key")
+
+
+class KafkaPayload(_Payload):
+    """The sizes of `kafka.build_event`."""
+
+    def payload_bytes(self, batch: Batch) -> Sizes:
+        """Bytes of each record of a batch."""
         offsets, timestamps, keys, values, headers = (batch.records.column(i) for i in range(5))
-        sizes = np.full(len(batch), fixed, dtype=np.int64)
+        sizes = np.full(len(batch), self._fixed(batch) - len("0") - len("0"), dtype=np.int64)
         sizes += _integers(offsets.to_numpy())
         sizes += _integers(timestamps.to_numpy())
         for column in (keys, values):
@@ -97,12 +162,36 @@ class KafkaPayload:
 
     def payload_bytes_bound(self, batch: Batch) -> int:
         """No less than the sum of `payload_bytes`: every byte as long as it may become."""
-        fixed = _JSON_BYTES + len(orjson.dumps(batch.topic))
+        fixed = self._fixed(batch) + _NUMBERS_BYTES
         known = len(batch) * fixed + _base64_bound(batch, "key") + _base64_bound(batch, "value")
         headers = batch.records.column("headers")
         if headers.null_count == len(headers):
             return known
         return known + _HEADER_BYTES * len(headers.flatten()) + _ESCAPED_MAX * int(headers.nbytes)
+
+
+class DynamoPayload(_Payload):
+    """The sizes of `dynamodb.build_event`. A value that no event can hold has its own size."""
+
+    def payload_bytes(self, batch: Batch) -> Sizes:
+        """Bytes of each record of a batch; every value is parsed for it."""
+        envelope = self._source.envelope(batch, INVOCATION_ID)
+        shard = kinesis.shard_id(batch.partition)
+        columns = [batch.records.column(name).to_pylist() for name in ("offset", "timestamp", "value")]
+        sizes = [_change(envelope, shard, *row) for row in zip(*columns, strict=True)]
+        return np.array(sizes, dtype=np.int64)
+
+    def payload_bytes_bound(self, batch: Batch) -> int:
+        """No less than the sum of `payload_bytes`: every byte as long as it may become."""
+        fixed = self._fixed(batch) + _NUMBERS_BYTES
+        return len(batch) * fixed + _ESCAPED_MAX * batch.column_bytes("value")
+
+
+def _change(envelope: Mapping[str, object], shard: str, offset: int, timestamp: int, value: bytes | None) -> int:
+    try:
+        return len(texts.dumps(dynamodb.stream_record(envelope, shard, offset, timestamp, value))) + 1
+    except ValueError:
+        return len(value or b"")
 
 
 def _base64_bound(batch: Batch, name: str) -> int:

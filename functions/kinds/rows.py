@@ -9,6 +9,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import orjson
 import pyarrow as pa
@@ -36,6 +37,9 @@ class RowsHandler:
     def __init__(self, function: Function, *, name: str, timeout_seconds: float, concurrency_max: int) -> None:
         self._label = f"{name} (kind rows)"
         self._caller = Caller(function, name=name, timeout_seconds=timeout_seconds, concurrency_max=concurrency_max)
+
+    async def open(self) -> None:
+        """Nothing to do: the function is there since the handler was made."""
 
     async def invoke(self, invocation: Invocation) -> Result:
         assert invocation.columns is not None, "this kind wants columns"
@@ -85,10 +89,10 @@ def check_result(label: str, result: Result) -> Result:
     if result.rows is None or isinstance(result.rows, pa.Table):
         return result
     if isinstance(result.rows, pa.RecordBatch):
-        return Result(pa.Table.from_batches([result.rows]), result.faults, result.dropped)
+        return replace(result, rows=pa.Table.from_batches([result.rows]))
     if isinstance(result.rows, Mapping | str | bytes) or not isinstance(result.rows, Iterable):
         raise HandlerError(f"{label} gave a Result whose rows are {shown(result.rows)}")
-    return Result(check_rows(label, list(result.rows)), result.faults, result.dropped)
+    return replace(result, rows=check_rows(label, list(result.rows)))
 
 
 def check_rows(label: str, rows: list[object]) -> Sequence[Mapping[str, object]]:

@@ -61,6 +61,9 @@ class SqlHandler:
             except duckdb.Error as error:
                 raise _explained(error, self._query, skip=len(prefix)) from error
 
+    async def open(self) -> None:
+        """Nothing to do: the query has been planned, where its columns are known."""
+
     async def invoke(self, invocation: Invocation) -> Result:
         assert invocation.columns is not None, "this kind wants columns"
         cursors: list[duckdb.DuckDBPyConnection] = []

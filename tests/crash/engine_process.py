@@ -15,7 +15,8 @@ SUICIDAL = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from engine import config_file, logs
-from engine.compose.pipelines import build_runtime, phase_log
+from engine.compose.pipelines import build_runtime
+from engine.compose.shared import phase_log
 
 wanted, left = sys.argv[2], [int(sys.argv[3])]
 note = phase_log(os.environ["HEADRACE_PHASE_LOG"])

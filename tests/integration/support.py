@@ -29,6 +29,8 @@ from connectors.kafka.settings import KafkaSettings
 from connectors.parquet import ParquetSink
 from engine.batch import Stream
 from engine.clock import SystemClock
+from engine.delivery import document
+from functions.failures import from_document
 
 COMMAND = [sys.executable, "-m", "engine.cli.start"]
 
@@ -174,7 +176,7 @@ class Project:
         """The documents in an on-failure file, by partition and offset."""
         path = self.directory / name
         lines = path.read_bytes().splitlines() if path.exists() else []
-        return sorted((orjson.loads(line) for line in lines), key=lambda each: (each["partition"], each["offset"]))
+        return sorted(map(failure_of, lines), key=lambda each: (each["partition"], each["offset"]))
 
     async def positions(self, sink: str, pipeline: str, topic: str, *, path: str | None = None) -> list[int | None]:
         """The committed position of each partition, as the sink of `SINKS` has it."""
@@ -228,7 +230,7 @@ class Project:
             found: list[dict[str, Any]] = []
             async with asyncio.timeout(SECONDS_MAX):
                 while len(found) < end:
-                    found.append(orjson.loads((await consumer.getone()).value))
+                    found.append(failure_of((await consumer.getone()).value))
         finally:
             await consumer.stop()
         return sorted(found, key=lambda each: (each["partition"], each["offset"]))
@@ -257,6 +259,14 @@ def toml(document: Mapping[str, object], path: str = "") -> str:
     return text + "".join(toml(table, f"{path}.{key}" if path else key) for key, table in tables.items())
 
 
-def value_of(document: Mapping[str, Any]) -> Value:
-    """The record's value that an on-failure document carries."""
-    return None if document["value"] is None else base64.b64decode(document["value"])
+def failure_of(line: bytes) -> dict[str, Any]:
+    """An on-failure document in the plain form of `engine.delivery`, whatever its shape is."""
+    failure = from_document(orjson.loads(line))
+    identity = failure.identity
+    stream = Stream(identity.cluster_id, identity.topic, identity.topic_id, 0)
+    return document(identity.pipeline, stream, failure.record)
+
+
+def value_of(failure: Mapping[str, Any]) -> Value:
+    """The record's value that a failure carries."""
+    return None if failure["value"] is None else base64.b64decode(failure["value"])

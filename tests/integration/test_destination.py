@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 import uuid
 from pathlib import Path
@@ -17,16 +18,21 @@ from connectors.kafka.destination import KafkaDestination
 from connectors.kafka.settings import KafkaSettings
 from engine.batch import Stream
 from engine.clock import SystemClock
-from engine.delivery import from_document
 from engine.errors import DestinationUnavailable, UserError
 from engine.protocols import FailedRecord
+from functions.failures import Documents, from_document
 from tests.conftest import ExternalBroker, TopicFactory
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 
 def record(offset: int, *, key: bytes | None = b"k", value: bytes | None = b"{") -> FailedRecord:
-    return FailedRecord(3, offset, 1_700_000_000_000, key, value, (("h", b"\xff"),), "why", "MalformedJson", 2)
+    headers = (("h", b"\xff"),)
+    return FailedRecord(3, offset, 1_700_000_000_000, key, value, headers, "why", "MalformedJson", 2, "request")
+
+
+def parsed(message: ConsumerRecord) -> FailedRecord:
+    return from_document(orjson.loads(message.value)).record
 
 
 async def read(bootstrap: str, topic: str) -> list[ConsumerRecord]:
@@ -48,7 +54,9 @@ async def read(bootstrap: str, topic: str) -> list[ConsumerRecord]:
         await consumer.stop()
 
 
-def destination(bootstrap: str, topic: str, source: str, **arguments: float) -> KafkaDestination:
+def destination(
+    bootstrap: str, topic: str, source: str, *, kind: str = "kafka", **arguments: float
+) -> KafkaDestination:
     stream = Stream("cluster", source, "topic-id", 4)
     return KafkaDestination(
         KafkaSettings(bootstrap, broker_wait_seconds_max=10.0),
@@ -56,6 +64,7 @@ def destination(bootstrap: str, topic: str, source: str, **arguments: float) -> 
         pipeline="p",
         stream_of=lambda: stream,
         clock=SystemClock(),
+        document=Documents("p", kind, "arn", to_topic=True),
         **arguments,
     )
 
@@ -83,7 +92,7 @@ async def test_records_arrive_whole(broker: Broker | ExternalBroker, topic: Topi
     await target.deliver([record(5)])  # a destination that was closed opens again
     await target.close()
     found = await read(broker.bootstrap, missing)
-    assert [from_document(orjson.loads(message.value)) for message in found] == [*sent, record(5)]
+    assert [parsed(message) for message in found] == [*sent, record(5)]
     assert [message.key for message in found] == [b"k", None, b"", b"k", b"k"]
     headers = dict(found[1].headers)
     assert headers["headrace.pipeline"] == b"p"
@@ -92,15 +101,36 @@ async def test_records_arrive_whole(broker: Broker | ExternalBroker, topic: Topi
     assert time.time() * 1000 - found[0].timestamp < 600_000
 
 
-async def test_a_large_record_fits(broker: Broker | ExternalBroker, topic: TopicFactory, missing: str) -> None:
-    """The topic that is made takes the document of a 5 MB record that cannot be compressed."""
+@pytest.mark.parametrize("kind", ["kafka", "kinesis", "firehose", "dynamodb"])
+async def test_a_large_record_fits(
+    broker: Broker | ExternalBroker, topic: TopicFactory, missing: str, kind: str
+) -> None:
+    """The topic that is made takes the document of a record of the largest size that cannot be compressed."""
     source = await topic(config={"max.message.bytes": "6000000"})
-    value = b"".join(uuid.uuid4().bytes for _ in range(5_000_000 // 16))
-    target = destination(broker.bootstrap, missing, source)
-    await target.deliver([record(1, value=value)])
+    random = b"".join(uuid.uuid4().bytes for _ in range(5_000_000 // 16))
+    target = destination(broker.bootstrap, missing, source, kind=kind)
+    sent = [
+        record(1, value=random),
+        record(2, key=random),
+        dataclasses.replace(record(3), headers=(("h", random),)),
+    ]
+    for each in sent:
+        await target.deliver([each])
     await target.close()
-    (message,) = await read(broker.bootstrap, missing)
-    assert from_document(orjson.loads(message.value)).value == value
+    assert [parsed(message) for message in await read(broker.bootstrap, missing)] == sent
+
+
+async def test_documents_are_those_of_the_sinks_when_nothing_is_said(
+    broker: Broker | ExternalBroker, topic: TopicFactory, missing: str
+) -> None:
+    """A destination that is given no maker of documents sends the plain form, which is read as well."""
+    stream = Stream("cluster", await topic(), "topic-id", 4)
+    target = KafkaDestination(
+        KafkaSettings(broker.bootstrap), missing, pipeline="p", stream_of=lambda: stream, clock=SystemClock()
+    )
+    await target.deliver([record(1)])
+    await target.close()
+    assert [parsed(message) for message in await read(broker.bootstrap, missing)] == [record(1)]
 
 
 async def test_the_source_itself_is_refused(broker: Broker | ExternalBroker, topic: TopicFactory) -> None:
@@ -119,9 +149,7 @@ async def test_a_record_too_large_is_a_refusal(broker: Broker | ExternalBroker, 
         await target.deliver([record(1, value=value)])
     await target.deliver([record(2)])
     await target.close()
-    assert [
-        from_document(orjson.loads(message.value)).offset for message in await read(broker.bootstrap, small)
-    ] == [2]
+    assert [parsed(message).offset for message in await read(broker.bootstrap, small)] == [2]
 
 
 async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
@@ -137,10 +165,8 @@ async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
         await asyncio.to_thread(broker.start)
         await target.deliver([record(2)])
         await target.close()
-        offsets = [
-            from_document(orjson.loads(message.value)).offset for message in await read(broker.bootstrap, "failed")
-        ]
-        assert sorted(set(offsets)) == [1, 2]
+        offsets = {parsed(message).offset for message in await read(broker.bootstrap, "failed")}
+        assert sorted(offsets) == [1, 2]
 
 
 async def test_no_broker_is_a_refusal() -> None:

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from engine.cli.invoke import invoke
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,10 +27,11 @@ app(prog_name="headrace invoke")
 """
 
 APP = """
-import base64, json, time
+import base64, json, os, time
 
 def kinesis(event, context):
     print("printed by the handler")
+    print(context.memory_limit_in_mb, os.environ.get("TABLE"), context.get_remaining_time_in_millis() > 15_000)
     return {"rows": [
         {"id": record["eventID"], "data": json.loads(base64.b64decode(record["kinesis"]["data"]))}
         for record in event["Records"]
@@ -52,8 +57,33 @@ def fails(event, context):
 def slow(event, context):
     time.sleep(30)
 
+def leaves(event, context):
+    os._exit(7)
+
+def dynamodb(event, context):
+    return {"rows": [{"id": record["dynamodb"]["Keys"]["id"]["N"]} for record in event["Records"]]}
+
+def firehose(event, context):
+    results = iter(["Ok", "Dropped", "ProcessingFailed", "Ok"])
+    return {"records": [
+        {"recordId": record["recordId"], "result": next(results), "data": record["data"]}
+        for record in event["records"]
+    ]}
+
 def big(rows, context):
     return [{"n": 2 ** 80, "b": b"\\xff\\x00", "t": b"text"}]
+"""
+
+BOOTSTRAP = """
+import json, os, urllib.request
+
+api = f"http://{os.environ['AWS_LAMBDA_RUNTIME_API']}/2018-06-01/runtime/invocation"
+while True:
+    with urllib.request.urlopen(f"{api}/next") as answer:
+        request_id = answer.headers["Lambda-Runtime-Aws-Request-Id"]
+        event = json.load(answer)
+    data = json.dumps({"rows": [{"n": len(event["Records"])}]}).encode()
+    urllib.request.urlopen(f"{api}/{request_id}/response", data).close()
 """
 
 LINES = '{"a": 1, "o": {"x": [1]}}\n{"a": 2, "new": null}\nnot JSON\n\n{"a": 3}\n'
@@ -85,7 +115,8 @@ def run(folder: Path, *arguments: str, stdin: str = "") -> tuple[int, list[Any],
         timeout=120,
         check=False,
     )
-    assert "Traceback" not in done.stderr
+    # A function's own traceback belongs to its output, as on AWS; none has a line of ours.
+    assert f'File "{ROOT / "engine"}' not in done.stderr
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
@@ -95,11 +126,16 @@ pytestmark = pytest.mark.slow
 def test_a_kinesis_handler_gets_each_line(folder: Path) -> None:
     """Every line that is not blank is a record, its offset the number of its line; prints stay out of the rows."""
     (folder / "my events.jsonl").write_text('{"a": 1}\n\n[2]\n')
-    code, rows, errors = run(folder, "app.kinesis", "my events.jsonl", "--kind", "kinesis")
+    options = ("--memory-size", "256", "--environment", "TABLE=a=b", "--timeout", "20")
+    code, rows, errors = run(folder, "app.kinesis", "my events.jsonl", "--kind", "kinesis", *options)
     assert code == 0, errors
     assert [row["data"] for row in rows] == [{"a": 1}, [2]]
     assert [row["id"][-3:] for row in rows] == ["000", "002"]
-    assert "printed by the handler\n" in errors
+    assert "printed by the handler\n256 a=b True\n" in errors
+    report = errors.splitlines()[-2]
+    assert report.startswith("REPORT RequestId: ")
+    assert "\tMemory Size: 256 MB\t" in report
+    assert "\tInit Duration: " in report
     assert "2 records, 2 rows, 0 failed, " in errors.splitlines()[-1]
 
 
@@ -111,6 +147,47 @@ def test_a_kafka_handler_gets_batches(folder: Path) -> None:
         {"name": "my_events-0", "n": 3, "offsets": [0, 1, 2]},
         {"name": "my_events-0", "n": 1, "offsets": [4]},
     ]
+
+
+def test_dynamodb_records_that_are_none_cost_themselves_alone(folder: Path) -> None:
+    """A line that is no change is named; the others are handled."""
+    change = '{"eventName": "INSERT", "dynamodb": {"Keys": {"id": {"N": "%d"}}}}\n'
+    lines = change % 1 + "{}\n" + change % 3
+    code, rows, errors = run(folder, "app.dynamodb", "-", "--kind", "dynamodb", stdin=lines)
+    assert code == 0, errors
+    assert rows == [{"id": "1"}, {"id": "3"}]
+    assert "line 2 (offset 1): eventName is null, not INSERT, MODIFY or REMOVE\n" in errors
+    assert "3 records, 2 rows, 1 failed, " in errors.splitlines()[-1]
+
+
+def test_a_firehose_function_decides_on_each_record(folder: Path) -> None:
+    """One row, one dropped, one failed, one that is text: counted as such, the failed one named."""
+    lines = '{"a": 1}\n{"a": 2}\n{"a": 3}\ntext\n'
+    code, rows, errors = run(folder, "app.firehose", "-", "--kind", "firehose", "--json", stdin=lines)
+    assert code == 0, errors
+    assert rows == [{"a": 1, "_offset": 0}, {"data": "text", "_offset": 3}]
+    report, fault, closing = (json.loads(line) for line in errors.splitlines())
+    assert (report["report"]["status"], report["report"]["memory_size_mb"]) == ("success", 128)
+    assert fault["fault"] == {"line": 3, "offset": 2, "reason": "the function answered ProcessingFailed"}
+    assert (closing["records"], closing["rows"], closing["failed"], closing["dropped"]) == (4, 2, 1, 1)
+
+
+def test_a_program_of_any_language_can_be_invoked(folder: Path) -> None:
+    """--command runs what speaks the Runtime API; the file is then the only argument."""
+    (folder / "bootstrap.py").write_text(BOOTSTRAP)
+    command = f"{sys.executable} bootstrap.py"
+    code, rows, errors = run(folder, "my events.jsonl", "--kind", "kinesis", "--command", command)
+    assert code == 0, errors
+    assert rows == [{"n": 4}]
+    assert "\nREPORT RequestId: " in f"\n{errors}"
+
+
+def test_a_function_that_ends_its_process_shows_the_fault(folder: Path) -> None:
+    """The type is AWS's; exit code 2."""
+    code, rows, errors = run(folder, "app.leaves", "my events.jsonl", "--kind", "kinesis")
+    assert (code, rows) == (2, [])
+    assert "error: Runtime.ExitError: " in errors
+    assert '"errorType": "Runtime.ExitError"' in errors
 
 
 def test_faulty_lines_are_named_and_the_others_flow(folder: Path) -> None:
@@ -182,10 +259,10 @@ def test_no_records_are_no_error(folder: Path) -> None:
 def test_a_handler_that_raises_shows_the_payload_of_aws(folder: Path) -> None:
     """Exit code 2, and the payload as AWS's callers would get it, with the handler's frames alone."""
     code, rows, errors = run(folder, "app.fails", "my events.jsonl", "--kind", "kinesis")
-    first, _, payload = errors.partition("\n")
+    said = "error: the handler raised LookupError: no such user\n"
     assert (code, rows) == (2, [])
-    assert first == "error: the handler raised LookupError: no such user"
-    shown = json.loads(payload)
+    assert errors.count(said) == 1
+    shown = json.loads(errors.partition(said)[2])
     assert list(shown) == ["errorMessage", "errorType", "requestId", "stackTrace"]
     assert [frame.split(", in ")[1].split("\n")[0] for frame in shown["stackTrace"]] == ["fails"]
 
@@ -196,7 +273,7 @@ def test_a_handler_that_raises_shows_the_payload_of_aws(folder: Path) -> None:
         (["app.rows", "none.jsonl", "--kind", "rows"], "error: cannot read none.jsonl: No such file or directory"),
         (["app.rows", ".", "--kind", "rows"], "error: cannot read .: Is a directory"),
         (["app.rows", "--kind", "rows"], "error: EVENTS.jsonl is missing"),
-        (["app.rows", "my events.jsonl"], "error: --kind is missing; kinds are kinesis, kafka, rows, arrow, sql"),
+        (["app.rows", "my events.jsonl"], "error: --kind is missing; kinds are kinesis, kafka, dynamodb, "),
         (["app.rows", "my events.jsonl", "--kind", "row"], "error: there is no handler kind 'row'"),
         (["app.nothing", "my events.jsonl", "--kind", "rows"], "has no 'nothing'"),
         (["app.bad", "my events.jsonl", "--kind", "rows"], "row 1 is a str: 'no dict'; each row has to be a dict"),
@@ -214,6 +291,8 @@ def test_a_handler_that_raises_shows_the_payload_of_aws(folder: Path) -> None:
             "--columns is for kinds that are called with",
         ),
         (["app.rows", "-", "--kind", "rows", "--columns", "a INT", "--format", "raw"], "goes with --format json"),
+        (["app.none", "my events.jsonl", "--kind", "kafka"], "Runtime.HandlerNotFound: Handler 'none' missing"),
+        (["ap.kafka", "my events.jsonl", "--kind", "kafka"], "there is no module 'ap'"),
     ],
 )
 def test_what_the_user_can_mend_is_exit_code_2(folder: Path, arguments: list[str], message: str) -> None:
@@ -221,6 +300,32 @@ def test_what_the_user_can_mend_is_exit_code_2(folder: Path, arguments: list[str
     code, rows, errors = run(folder, *arguments)
     assert (code, rows) == (2, [])
     assert message in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["app.rows", "-", "--kind", "rows", "--memory-size", "256"], "--memory-size is for functions that run in"),
+        (
+            ["app.kafka", "-", "--kind", "kafka", "--environment", "9=x"],
+            "--environment: '9' is not the start of NAME=",
+        ),
+        (["app.kafka", "-", "--kind", "kafka", "--environment", "NAME"], "--environment: 'NAME' is not the start"),
+        (["-", "--kind", "kafka", "--command", "'x"], "--command: No closing quotation"),
+        (["-", "--kind", "kafka", "--command", " "], "--command is empty"),
+    ],
+)
+def test_options_of_the_functions_process_are_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    """Options that are malformed, or for other kinds, are refused before anything starts."""
+    monkeypatch.chdir(folder)
+    app = typer.Typer()
+    app.command()(invoke)
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2
+    assert message in ended.stderr
+    assert ended.stdout == ""
 
 
 def test_an_unknown_column_type_is_exit_code_2(folder: Path) -> None:

@@ -48,6 +48,9 @@ class FunctionHandler:
         result = await given if inspect.isawaitable(given) else given
         return result or Result()
 
+    async def open(self) -> None:
+        return
+
     async def close(self) -> None:
         return
 

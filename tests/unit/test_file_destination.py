@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.file_destination import FileDestination
+from connectors.file_destination import FileDestination, read
 from engine.batch import Stream
-from engine.delivery import from_document
-from engine.errors import DestinationUnavailable
+from engine.errors import DestinationUnavailable, UserError
 from engine.protocols import FailedRecord
+from functions.failures import Documents, from_document
 
 STREAM = Stream("cluster", "clicks", "topic-id", 4)
 
@@ -36,7 +36,12 @@ def record(offset: int, value: bytes | None = b"{") -> FailedRecord:
 
 
 def destination(path: Path) -> FileDestination:
-    return FileDestination(path, pipeline="p", stream_of=lambda: STREAM)
+    documents = Documents("p", "kinesis", "arn")
+    return FileDestination(path, pipeline="p", stream_of=lambda: STREAM, document=documents)
+
+
+def offsets(path: Path) -> list[int]:
+    return [from_document(entry).record.offset for entry in lines(path)]
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -54,10 +59,9 @@ async def test_records_come_back_as_they_went(tmp_path: Path) -> None:
     await target.deliver(sent)
     await target.deliver([record(5)])
     await target.close()
-    found = lines(path)
-    assert [from_document(entry) for entry in found] == [*sent, record(5)]
-    assert {entry["topic_id"] for entry in found} == {"topic-id"}
-    assert {entry["pipeline"] for entry in found} == {"p"}
+    found = [from_document(entry) for entry in lines(path)]
+    assert [failure.record for failure in found] == [*sent, record(5)]
+    assert {(failure.identity.pipeline, failure.identity.topic_id) for failure in found} == {("p", "topic-id")}
 
 
 async def test_open_and_close_are_idempotent(tmp_path: Path) -> None:
@@ -84,7 +88,7 @@ async def test_a_torn_line_is_cut_off(tmp_path_factory: pytest.TempPathFactory, 
     os.truncate(path, max(whole, size - cut))
     left = [1, 2] if cut == 1 else [1]  # only the end of the line was missing
     await target.deliver([record(3)])
-    assert [entry["offset"] for entry in lines(path)] == [*left, 3]
+    assert offsets(path) == [*left, 3]
 
 
 async def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ async def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"value": "' + b"A" * 300_000)
     await target.deliver([record(2)])
-    assert [entry["offset"] for entry in lines(path)] == [1, 2]
+    assert offsets(path) == [1, 2]
 
 
 async def test_a_file_of_somebody_else_keeps_its_last_line(tmp_path: Path) -> None:
@@ -137,9 +141,9 @@ async def test_a_full_disk_leaves_no_half_delivery(tmp_path: Path, monkeypatch: 
     with pytest.raises(DestinationUnavailable, match="full"):
         await target.deliver([record(2), record(3)])
     monkeypatch.undo()
-    assert [entry["offset"] for entry in lines(path)] == [1]
+    assert offsets(path) == [1]
     await target.deliver([record(2), record(3)])
-    assert [entry["offset"] for entry in lines(path)] == [1, 2, 3]
+    assert offsets(path) == [1, 2, 3]
 
 
 async def test_two_writers_share_a_file(tmp_path: Path) -> None:
@@ -150,4 +154,32 @@ async def test_two_writers_share_a_file(tmp_path: Path) -> None:
         for index, target in enumerate(targets):
             for offset in range(20):
                 tasks.create_task(target.deliver([record(index * 100 + offset)]))
-    assert sorted(int(str(entry["offset"])) for entry in lines(path)) == [*range(20), *range(100, 120)]
+    assert sorted(offsets(path)) == [*range(20), *range(100, 120)]
+
+
+async def test_documents_are_those_of_the_sinks_when_nothing_is_said(tmp_path: Path) -> None:
+    """A destination that is given no maker of documents writes the plain form, which is read as well."""
+    path = tmp_path / "f.jsonl"
+    await FileDestination(path, pipeline="p", stream_of=lambda: STREAM).deliver([record(1)])
+    [entry] = lines(path)
+    assert entry["pipeline"] == "p"
+    assert from_document(entry).record == record(1)
+
+
+def test_whole_lines_are_read_some_at_a_time(tmp_path: Path) -> None:
+    """With how many bytes are done; a torn last line is left out, one that only lacks its end is not."""
+    path = tmp_path / "f.jsonl"
+    assert list(read(path)) == []
+    line = b"[" + b"1," * 300_000 + b"1]\n"
+    path.write_bytes(line * 4)
+    found = list(read(path))
+    assert len(found) > 1
+    assert [each for some, _, _ in found for each in some] == [line] * 4
+    assert [done for _, done, _ in found] == sorted({done for _, done, _ in found})
+    assert found[-1][1:] == (len(line) * 4, len(line) * 4)
+    path.write_bytes(b"[1]\n[2")
+    assert [some for some, _, _ in read(path)] == [[b"[1]\n"]]
+    path.write_bytes(b"[1]\n[2]")
+    assert [some for some, _, _ in read(path)] == [[b"[1]\n", b"[2]"]]
+    with pytest.raises(UserError, match="cannot be read"):
+        list(read(tmp_path))

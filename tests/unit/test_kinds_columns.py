@@ -110,8 +110,8 @@ async def test_none_and_results_are_taken() -> None:
     """Nothing at all, and a Result with faults, which passes as it is."""
     assert await invoke(RowsHandler, lambda rows, context: None) == Result()
     fault = Fault(1, "no")
-    given = Result(rows=({"a": 1} for _ in range(2)), faults=[fault], dropped=1)  # type: ignore[arg-type]
-    assert await invoke(RowsHandler, lambda rows, context: given) == Result([{"a": 1}, {"a": 1}], [fault], 1)
+    given = Result(rows=({"a": 1} for _ in range(2)), faults=[fault], dropped=1, failed_from=7)  # type: ignore[arg-type]
+    assert await invoke(RowsHandler, lambda rows, context: given) == Result([{"a": 1}, {"a": 1}], [fault], 1, 7)
     table = Result(TABLE)
     assert await invoke(RowsHandler, lambda rows, context: table) is table
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import HandlerError
-from functions.kinds.loader import load
+from functions.kinds.loader import load, locate
 
 APP = """
 import functools
@@ -239,12 +239,47 @@ def test_a_wrong_number_of_parameters_is_refused(write: Write, name: str) -> Non
     assert f"define it as {name}(event, context)" in message
 
 
+def test_locating_imports_nothing(write: Write, tmp_path: Path) -> None:
+    """A module that would raise is found all the same, in a folder, a package or as a name with a colon."""
+    before = set(sys.modules)
+    for name in ("hr_far/app.py", "hr_far/deep/app.py", "hr_far/deep/__init__.py"):
+        write(name, "raise SystemExit(3)")
+    root = tmp_path / "hr_far"
+    for spec, name in (
+        ("app.handler", "app.handler"),
+        ("app:handler", "app.handler"),
+        ("./deep/app.handler", "deep.app.handler"),
+        ("deep.handler", "deep.handler"),
+        ("functions.samples.handlers.page_events", "functions.samples.handlers.page_events"),
+    ):
+        assert locate(spec, root) == name
+    assert {name for name in set(sys.modules) - before if name.startswith(("app", "deep"))} == set()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("handler", "handler 'handler' is not of the form module.function"),
+        ("app.py.handler", r"app \(.*app.py\) is a module, not a package, so there is no module 'app.py'"),
+        ("ap.handler", "there is no module 'ap': 'ap' is not in .* or on the import path\n  nearest: app"),
+        ("deep.ap.handler", "there is no module 'deep.ap': 'ap' is not in package deep\n  nearest: app"),
+        ("email.nothing.handler", "there is no module 'email.nothing': 'nothing' is not in package email"),
+    ],
+)
+def test_what_cannot_be_located_is_named(write: Write, tmp_path: Path, spec: str, message: str) -> None:
+    """Malformed names and missing modules are said before any process starts, with what is near."""
+    for name in ("hr_far/app.py", "hr_far/deep/__init__.py", "hr_far/deep/app.py"):
+        write(name, "")
+    with pytest.raises(HandlerError, match=message):
+        locate(spec, tmp_path / "hr_far")
+
+
 def test_the_loader_and_the_events_need_no_arrow() -> None:
     """Building events works in a process that has only the standard library."""
     import subprocess
 
     code = (
-        "import sys; from functions.kinds import calling, kafka, kinesis, loader;"
+        "import sys; from functions.kinds import calling, dynamodb, firehose, kafka, kinesis, loader;"
         "print(sorted(set(sys.modules) & {'pyarrow', 'numpy', 'orjson', 'duckdb', 'pydantic'}))"
     )
     root = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from connectors.registry import Registry, client
-from engine.compose.pipelines import schema_registry
+from engine.compose.shared import schema_registry
 from engine.config import RegistryConfig
 from engine.config_file import parse, resolved
 from engine.errors import ConfigError, RegistryUnavailable, UserError

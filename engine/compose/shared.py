@@ -1,0 +1,141 @@
+"""What the pipelines of one process have in common: memory, threads, connections, logs, and the meter."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from connectors.kafka.settings import KafkaSettings
+from connectors.registry import Registry
+from engine.budget import ByteBudget
+from engine.clock import SystemClock
+from engine.compose.kafka import kafka_settings
+from engine.config import Config, PipelineConfig, RegistryConfig
+from engine.config_sinks import DuckDBSinkConfig
+from engine.protocols import Clock
+from functions.environments.logs import FunctionLogs
+from functions.environments.metering import Meter
+
+if TYPE_CHECKING:
+    from connectors.duckdb import Database
+
+PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
+REGISTRY_PASSWORD_VARIABLE = "HEADRACE_REGISTRY_PASSWORD"  # noqa: S105 - the name of a variable
+
+#: The part of the memory for records for what is fetched and not yet taken by a shard.
+FETCH_SHARE = 0.125
+
+#: memory_bytes_max when it is left out: for records, and as much again for each instance of DuckDB.
+MEMORY_BYTES = 128 * 1024 * 1024
+
+Phase = Callable[[str], None]
+
+
+@dataclass
+class Shared:
+    """``*_bytes_max`` are parts of ``engine.memory_bytes_max``."""
+
+    config: Config
+    settings: KafkaSettings
+    clock: Clock
+    executor: Executor
+    budget: ByteBudget
+    phase: Phase | None
+    logs: FunctionLogs
+    meter: Meter
+    record_bytes_max: int
+    duckdb_bytes_max: int
+    fetch_bytes_max: int
+    databases: dict[Path, Database] = field(default_factory=dict)
+    known_registry: Registry | None = None
+
+    def registry(self) -> Registry:
+        """The schema registry, which all pipelines ask."""
+        if self.known_registry is None:
+            self.known_registry = schema_registry(self.config.registry)
+        return self.known_registry
+
+    def database(self, sink: DuckDBSinkConfig) -> Database:
+        path = sink.path.resolve()
+        if path not in self.databases:
+            # Imported by those who use it: DuckDB takes 30 MB of memory.
+            from connectors.duckdb import Database
+
+            self.databases[path] = Database(
+                path,
+                lock_wait_seconds_max=sink.lock_wait_seconds_max,
+                memory_limit_bytes=self.duckdb_bytes_max,
+                clock=self.clock,
+            )
+        return self.databases[path]
+
+
+def share(
+    config: Config, pipelines: Mapping[str, PipelineConfig], *, bootstrap: str | None, phase: Phase | None = None
+) -> Shared:
+    """What ``pipelines``, those that will run, share. ``phase`` may be left to HEADRACE_PHASE_LOG."""
+    duckdbs = _duckdbs(pipelines)
+    memory = config.engine.memory_bytes_max or MEMORY_BYTES * (1 + duckdbs)
+    record_bytes = memory // (1 + duckdbs)  # the rest is DuckDB's, in equal parts
+    fetch_bytes = int(record_bytes * FETCH_SHARE)
+    clock = SystemClock()
+    return Shared(
+        config=config,
+        settings=kafka_settings(config.kafka, bootstrap),
+        clock=clock,
+        executor=ThreadPoolExecutor(
+            min(config.engine.handler_threads_max, os.cpu_count() or 1), thread_name_prefix="headrace-decode"
+        ),
+        budget=ByteBudget(record_bytes - fetch_bytes),
+        phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
+        logs=FunctionLogs(config.engine.function_log_path, bytes_max=config.engine.function_log_bytes_max),
+        meter=Meter(config.engine.metering_path, clock=clock),
+        record_bytes_max=record_bytes,
+        duckdb_bytes_max=record_bytes,
+        fetch_bytes_max=fetch_bytes // max(1, len(pipelines)),
+    )
+
+
+def _duckdbs(pipelines: Mapping[str, PipelineConfig]) -> int:
+    """How many DuckDB instances the pipelines will run: one for each file, and one for each query."""
+    sinks = [pipeline.sink for pipeline in pipelines.values()]
+    files = {sink.path.resolve() for sink in sinks if isinstance(sink, DuckDBSinkConfig)}
+    queries = [each for each in pipelines.values() if each.function is not None and each.function.kind == "sql"]
+    return len(files) + len(queries)
+
+
+def schema_registry(config: RegistryConfig) -> Registry:
+    """The registry that the [registry] table and the environment describe. Raises ConfigError."""
+    password = config.password.get_secret_value() if config.password is not None else None
+    if password is None and config.username is not None:
+        password = os.environ.get(REGISTRY_PASSWORD_VARIABLE)
+    assert config.url is not None, "the configuration asks for registry.url"
+    return Registry(
+        config.url,
+        username=config.username,
+        password=password,
+        ca_file=config.ca_file,
+        timeout_seconds=config.timeout_seconds,
+        allow_plaintext_credentials=config.allow_plaintext_credentials,
+    )
+
+
+def phase_log(path: str | None) -> Phase | None:
+    """A hook that appends a line ``<monotonic ns> <phase>`` to ``path``: where a killed process was."""
+    if not path:
+        return None
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    pid = os.getpid()
+    lock = threading.Lock()
+
+    def phase(name: str) -> None:
+        with lock:
+            os.write(descriptor, f"{time.monotonic_ns()} {pid} {name}\n".encode())
+
+    return phase
