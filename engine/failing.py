@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.batch import Batch
-from engine.errors import HandlerError, HeadraceError
+from engine.errors import FunctionError, HandlerError, HeadraceError
 from engine.protocols import FailedRecord, Outcome
 
 #: A failed record carries at most this much of what the handler said.
@@ -89,6 +89,8 @@ def failed_records(batch: Batch, causes: Mapping[int, Cause]) -> list[FailedReco
 
 def describe(error: BaseException) -> str:
     """An error in one line: its class, unless it is one of ours, and its text."""
+    if isinstance(error, FunctionError):
+        return f"{error.error_type}: {(error.message.strip().splitlines() or [''])[0]}"
     if isinstance(error, HeadraceError):
         return error.message
     text = str(error).strip().splitlines()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,7 +23,7 @@ from engine.context import Context
 from engine.errors import DataError, HandlerError
 from engine.failing import AGE_EXCEEDED, PAYLOAD_EXCEEDED, Cause, Policy, describe, failed_records
 from engine.output import Output
-from engine.protocols import Clock, Counts, Handler, Invocation, Outcome, Result, Window
+from engine.protocols import Clock, Counts, Fault, Handler, Invocation, Outcome, Result, Window
 from engine.values import Decoder
 
 log = logging.getLogger("headrace.processing")
@@ -59,8 +59,10 @@ class Processor:
         payload: Payload,
         clock: Clock,
         executor: Executor,
+        faults: Callable[[Batch], Sequence[Fault]] | None = None,
         phase: Callable[[str], None] | None = None,
     ) -> None:
+        """``faults`` names the records of which no event can be made, for handlers that have such."""
         assert handler.wants_columns == (decoders is not None)
         self.name = name
         self.policy = policy
@@ -71,12 +73,17 @@ class Processor:
         self.context = context
         self._payload = payload
         self._executor = executor
+        self._faults = faults
         self._phase = phase
 
     async def prepare(self, batch: Batch, expired: Mapping[int, Cause]) -> Prepared:
         """Decode a batch for its call, without the records of ``expired`` and those that are too large."""
         causes = {**self._oversized(batch), **expired}
         kept = without(batch, causes)
+        if self._faults is not None and len(kept):
+            found = await asyncio.get_running_loop().run_in_executor(self._executor, self._faults, kept)
+            causes |= {fault.offset: Cause(fault.reason) for fault in found}
+            kept = without(batch, causes)
         if self._decoders is None:
             return Prepared(Invocation(kept, None, self.context()), causes, 0, len(kept))
         decoder = await self._decoders.decoder(kept)

@@ -238,7 +238,7 @@ class Handler(Protocol):
     def wants_columns(self) -> bool: ...
 
     async def open(self) -> None:
-        """Get ready to be called, before anything is read. Raises HandlerError where that shows that it cannot be."""
+        """Get ready to be called, before anything is read. Raises HandlerError where it cannot be."""
 
     async def invoke(self, invocation: Invocation) -> Result: ...
 

@@ -9,10 +9,10 @@ state is committed with the position, so a window goes on where it was, whoever 
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from engine.attempts import Processed, Work
@@ -41,8 +41,9 @@ class WindowChain:
         if not committed:
             return cls(seconds)
         try:
-            kept = orjson.loads(committed)
-            return cls(int(kept["seconds"]), int(kept["start"]), orjson.dumps(kept["state"]))
+            kept = json.loads(committed)  # which keeps whole numbers of any length
+            state = json.dumps(kept["state"], separators=(",", ":"), ensure_ascii=False).encode()
+            return cls(int(kept["seconds"]), int(kept["start"]), state)
         except (ValueError, KeyError, TypeError) as error:
             raise InternalError(f"the sink's state of a window cannot be read: {error}") from error
 

@@ -364,11 +364,11 @@ def _summary(runtime: Runtime, seconds: float) -> None:
         totals = pipeline.totals()
         rate = totals.records / seconds if seconds else 0.0
         log.info(
-            "%s: %s records, %s rows, %s filtered, %s failed, %s dropped, %d commits in %.1f s (%s records/s)",
+            "%s: %s records, %s rows, %s failed, %s dropped, %s filtered, %d commits in %.1f s (%s records/s)",
             pipeline.name,
             *(
                 f"{count:,}"
-                for count in (totals.records, totals.rows, totals.filtered, totals.failed, totals.dropped)
+                for count in (totals.records, totals.rows, totals.failed, totals.dropped, totals.filtered)
             ),
             *(totals.commits, seconds, f"{rate:,.0f}"),
         )

@@ -11,7 +11,14 @@ import pyarrow as pa
 from connectors.kafka.source import KafkaSource
 from engine.batching import Batcher
 from engine.compose.ends import destination_of, sink_of, source_of, topic_maker
-from engine.compose.handlers import ENVELOPE_BYTES_MAX, EventSettings, build_handler, function_arn, payload_of
+from engine.compose.handlers import (
+    ENVELOPE_BYTES_MAX,
+    EventSettings,
+    build_handler,
+    faults_of,
+    function_arn,
+    payload_of,
+)
 from engine.compose.retry import companions, retry_name
 from engine.compose.shared import Phase, Shared, share
 from engine.config import (
@@ -46,7 +53,7 @@ FIREHOSE_RETRIES_MAX = 2
 def build_runtime(
     config: Config, *, bootstrap: str | None = None, until_caught_up: bool = False, phase: Phase | None = None
 ) -> Runtime:
-    """Every enabled pipeline of ``config``, and their companions. Raises ConfigError with the faults of all of them.
+    """Every enabled pipeline of ``config``, and their companions. Raises ConfigError with the faults of all.
 
     Imports what runs in this process; reaches neither broker nor sinks, and starts no environment. ``phase`` hears
     the name of each step of the work, in whatever thread takes it; without one, HEADRACE_PHASE_LOG may name a
@@ -114,6 +121,7 @@ def _parts(
             payload=payload_of(handler),
             clock=shared.clock,
             executor=shared.executor,
+            faults=faults_of(handler),
             phase=shared.phase,
         ),
         destination=destination,

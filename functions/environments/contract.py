@@ -40,7 +40,7 @@ class FunctionSpec:
     memory_size_mb: int
     region: str
     account: str = "000000000000"
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: int = 0
 
     @property
