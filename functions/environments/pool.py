@@ -133,15 +133,17 @@ class EnvironmentPool:
         """Start an environment, unless one is idle. Raises FunctionError with the init fault, or Throttled."""
         async with self._places:
             self._check_open()
-            if (member := self._take_idle()) is None:
-                try:
-                    member = await self._initialise(self._spec, self._logs(), self._init_seconds_max)
-                except _SlowInit:
-                    message = f"Error: Task timed out after {self._init_seconds_max:.2f} seconds of initialisation"
-                    raise FunctionError(message, TIMED_OUT) from None
-                except FunctionError as error:
-                    raise _named(error, "") from error
-            await self._give(member)
+            await self._give(self._take_idle() or await self._first(self._spec))
+
+    async def _first(self, spec: FunctionSpec) -> _Member:
+        """An environment that nothing waits for yet. Raises FunctionError with the init fault, or Throttled."""
+        try:
+            return await self._initialise(spec, self._logs(), self._init_seconds_max)
+        except _SlowInit:
+            message = f"Error: Task timed out after {self._init_seconds_max:.2f} seconds of initialisation"
+            raise FunctionError(message, TIMED_OUT) from None
+        except FunctionError as error:
+            raise _named(error, "") from error
 
     async def invoke(self, request: Request) -> Reply:
         """The function's answer. Raises FunctionError, and Throttled when no environment can be started.
@@ -171,9 +173,16 @@ class EnvironmentPool:
                     self._busy.discard(member)
 
     async def replace(self, spec: FunctionSpec) -> None:
-        """Changed code: what starts from now on starts in new environments; what runs ends in its own."""
+        """Changed code: what starts from now on starts in new environments; what runs ends in its own.
+
+        Raises FunctionError or Throttled when the changed code does not start; then all stays as it was.
+        """
+        self._check_open()
+        # Beside the places: a function that has one, and is busy, can be replaced as well.
+        member = await self._first(spec)
         self._spec = spec
         await self._end_idle(lambda _: True)
+        await self._give(member)
 
     async def close(self) -> None:
         """End all environments; invocations under way fail, and so do those that wait. Idempotent."""

@@ -58,6 +58,8 @@ def variables_of(spec: FunctionSpec, log: LogSink) -> dict[str, str]:
         "LAMBDA_RUNTIME_DIR": str(Path(__file__).parent),
         "LAMBDA_TASK_ROOT": str(spec.root),
         "LANG": "en_US.UTF-8",
+        # Two versions of a module within one second would share their bytecode.
+        "PYTHONDONTWRITEBYTECODE": "1",
         "TZ": "UTC",
         **spec.variables,
     }
@@ -180,34 +182,38 @@ class PythonEnvironment:
             self._is_sending = False
             self._loop.remove_writer(self._socket.fileno())
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take what has arrived; false when there was nothing, or nothing more will come."""
         try:
             data = self._socket.recv(_READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:  # it has ended, or has closed what it must not
             self._is_lost = True
             self._loop.remove_reader(self._socket.fileno())
             self._loop.call_later(_LAST_WORDS_SECONDS, self._process.end)
-            return
+            return False
         try:
             reply = self._replies.take(data)
             if reply is None:
-                return
+                return True
             if reply[0].get("id") != self._request_id or self._answer.done():
                 raise wire.ProtocolError(f"a reply to {str(reply[0].get('id'))[:64]!r}, which nobody waits for")
         except wire.ProtocolError as error:
             log.warning("environment %d is ended: it sent %s", self.pid, error)
             self._loop.remove_reader(self._socket.fileno())
             self._process.end()
-            return
+            return False
         self._request_id = None
         self._process.read_output()  # what was printed before the answer belongs to it
         self._answer.set_result(reply)
+        return True
 
     def _ended(self, ended: asyncio.Future[int]) -> None:
+        while not self._answer.done() and not self._is_lost and self._read():
+            pass  # what it said before it ended counts: the fault of its initialisation, for one
         self._loop.remove_reader(self._socket.fileno())
         if self._is_sending:
             self._loop.remove_writer(self._socket.fileno())

@@ -113,8 +113,9 @@ class EventHandler:
 
     async def reload(self) -> None:
         """Use the code that is now there. Invocations that are under way finish on the old one."""
-        self._spec = replace(self._spec, version=self._spec.version + 1)
-        await self._invoker.replace(self._spec)
+        spec = replace(self._spec, version=self._spec.version + 1)
+        await self._invoker.replace(spec)
+        self._spec = spec
 
     async def close(self) -> None:
         await self._invoker.close()

@@ -230,8 +230,10 @@ async def test_code_that_changes_while_records_flow_loses_none(project: Project,
         "--topic",
         f"Clicks={name}",
     )
+    # As users have it: Python may write bytecode, unless the environments say otherwise.
+    env = {"PYTHONDONTWRITEBYTECODE": ""}
     async with (
-        project.command("run", "template.yaml", "--reload", *arguments) as running,
+        project.command("run", "template.yaml", "--reload", *arguments, env=env) as running,
         asyncio.TaskGroup() as tasks,
     ):
         tasks.create_task(produce())
