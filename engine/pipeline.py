@@ -122,6 +122,8 @@ class Pipeline:
         await self._parts.handler.open()
         if self._parts.prepare is not None:
             await self._parts.prepare()
+        if self._parts.filter is not None:
+            await asyncio.to_thread(self._parts.filter.warm)
         return True
 
     async def _run(self, stopping: asyncio.Event) -> None:

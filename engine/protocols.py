@@ -39,6 +39,9 @@ class Filter(Protocol):
     def select(self, batch: Batch) -> NDArray[np.bool_]:
         """True for each record that is kept. No record ever makes it raise; may be called in any thread."""
 
+    def warm(self) -> None:
+        """Load compiled code, or compile it, which takes seconds the first time on a machine. Blocks."""
+
 
 class ShardListener(Protocol):
     """Hears which partitions this member owns. Both calls return only when the change has been made."""

@@ -1,6 +1,5 @@
 """Filters and records made up by chance: patterns of all operators, events that match them or nearly do.
 
-
 Every function takes a `random.Random`, be it a seeded one or one that hypothesis draws from. Not here: tests.
 """
 

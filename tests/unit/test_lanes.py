@@ -149,6 +149,9 @@ async def test_filtered_records_are_counted_in_no_lane(world: EngineWorld) -> No
         def select(self, batch: Batch) -> np.ndarray:
             return batch.offsets % 2 == 1
 
+        def warm(self) -> None:
+            return
+
     produce(world, [b"a", b"b", None, b"c", b"\xff"] * 20)
     world.topic.partitions[0].mark()
     async with world.shard(FunctionHandler(copy), lanes=4, choose=Odd(), target=101, batch_size=7, sink=SINK) as (
