@@ -29,8 +29,9 @@ check: $(READY) ## ruff and mypy, strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-crash: $(READY) ## the long form of the crash and cluster tests (about fifteen minutes)
-	HEADRACE_CRASH=long $(BIN)/python -m pytest tests/crash tests/integration/test_cluster.py -s
+crash: $(READY) ## the long form of the crash, cluster and model tests (about twenty minutes)
+	HEADRACE_CRASH=long $(BIN)/python -m pytest tests/crash tests/integration/test_cluster.py \
+		tests/unit/test_mapping_model.py -s
 
 bench: $(READY) ## what headrace does on this machine
 	$(BIN)/python -m benchmarks

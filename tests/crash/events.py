@@ -17,6 +17,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 PARTITIONS = 8
 
+#: Keys go round within each partition: no multiple of the partitions.
+KEYS = 31
+
 #: Events sent at a time, a multiple of PARTITIONS.
 CHUNK = 800
 
@@ -87,7 +90,9 @@ class Producing:
         try:
             while self.sent < self._count_min or not self._finishing.is_set():
                 acknowledged = [
-                    await producer.send(self._topic, value_of(number), partition=number % PARTITIONS)
+                    await producer.send(
+                        self._topic, value_of(number), key=b"%d" % (number % KEYS), partition=number % PARTITIONS
+                    )
                     for number in range(self.sent, self.sent + CHUNK)
                 ]
                 await asyncio.gather(*acknowledged)
