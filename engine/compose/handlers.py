@@ -59,7 +59,8 @@ class EventSettings:
 
     ``root`` is where these start and import from (the working directory when left out), ``variables`` are their
     environment variables. ``logs`` gives the log of a new process of the function of that name; without it, output
-    is thrown away. ``on_report`` hears of every invocation. ``bootstrap_servers`` (comma-joined) and
+    is thrown away. ``on_report`` hears of every invocation, ``on_throttle`` of those for
+    which there was no process. ``bootstrap_servers`` (comma-joined) and
     ``event_source`` are what Kafka events say, ``event_source_arn`` what all events say.
     """
 
@@ -78,6 +79,7 @@ class EventSettings:
     clock: Clock = field(default_factory=SystemClock)
     logs: Callable[[str], LogSink] | None = None
     on_report: OnReport | None = None
+    on_throttle: Callable[[str], None] | None = None
 
 
 def build_handler(
@@ -171,6 +173,7 @@ def _event_handler(
         clock=settings.clock,
         logs=(lambda: logs(name)) if logs is not None else _Nowhere,
         on_report=settings.on_report or _unheard,
+        on_throttle=settings.on_throttle,
     )
     return EventHandler(pool, spec, source, reports_item_failures=settings.reports_item_failures)
 

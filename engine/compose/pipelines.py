@@ -179,6 +179,7 @@ def _events(name: str, function: FunctionConfig, config: PipelineConfig, shared:
         clock=shared.clock,
         logs=shared.logs.stream,
         on_report=shared.meter.on_report,
+        on_throttle=shared.meter.on_throttle,
     )
 
 

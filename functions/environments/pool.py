@@ -95,6 +95,7 @@ class EnvironmentPool:
         clock: Clock,
         logs: Callable[[], LogSink],
         on_report: OnReport,
+        on_throttle: Callable[[str], None] | None = None,
         memory_sample_seconds: float = MEMORY_SAMPLE_SECONDS,
         init_seconds_max: float = INIT_SECONDS_MAX,
     ) -> None:
@@ -105,6 +106,7 @@ class EnvironmentPool:
         self._clock = clock
         self._logs = logs
         self._on_report = on_report
+        self._on_throttle = on_throttle
         self._sample_seconds = memory_sample_seconds
         self._init_seconds_max = init_seconds_max
         self._places = asyncio.Semaphore(reserved_concurrency)  # first come, first served
@@ -243,6 +245,8 @@ class EnvironmentPool:
             raise
         except OSError as error:
             if error.errno in _NO_ROOM:
+                if self._on_throttle is not None:
+                    self._on_throttle(spec.name)
                 raise Throttled(
                     f"function {spec.name!r} was not called: no environment can be started: {error.strerror}",
                     hint="the system is out of processes, memory or open files: lower reserved_concurrency",

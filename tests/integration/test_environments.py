@@ -163,6 +163,7 @@ class World:
         self.root = root
         self.sinks: list[Sink] = []
         self.reports: list[Report] = []
+        self.throttled: list[str] = []
         self.pools: list[EnvironmentPool] = []
         self.write(APP)
 
@@ -195,6 +196,7 @@ class World:
             clock=clock or SystemClock(),  # type: ignore[arg-type]
             logs=logs or self.sink,
             on_report=self.reports.append,
+            on_throttle=self.throttled.append,
             memory_sample_seconds=0.02,
             init_seconds_max=init,
         )
@@ -658,7 +660,7 @@ async def test_no_room_for_a_process_is_no_fault_of_the_function(world: World) -
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for descriptor in taken:
             os.close(descriptor)
-    assert world.reports == []
+    assert (world.reports, world.throttled) == ([], ["clicks"])
     assert isinstance(await call(pool), dict)
 
 
