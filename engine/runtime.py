@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from engine.clock import SystemClock
-from engine.errors import Domain
+from engine.errors import Domain, HeadraceError
 from engine.loop_watch import LoopStatistics, LoopWatch
 from engine.pipeline import Pipeline
 
@@ -44,6 +44,20 @@ class Runtime:
     def loop_statistics(self) -> LoopStatistics:
         """How long the event loop was blocked while the pipelines ran."""
         return self._watch.statistics()
+
+    async def check(self) -> list[str]:
+        """What is wrong with the functions, by starting each one's environment once; a line for each fault."""
+        faults = []
+        for pipeline in self.pipelines:
+            try:
+                await pipeline.handler.open()
+            except HeadraceError as error:
+                faults.append(f"pipelines.{pipeline.name}: {error}")
+            finally:
+                await pipeline.handler.close()
+        if self._logs is not None:
+            await asyncio.to_thread(self._logs.close)
+        return faults
 
     async def run(self, stopping: asyncio.Event) -> int:
         """Run every pipeline to its end, each on its own; the exit code, the gravest of their errors."""

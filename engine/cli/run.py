@@ -21,7 +21,7 @@ from engine.cli.progress import BAR_SECONDS, ProgressReport
 from engine.clock import SystemClock
 from engine.config import Config
 from engine.deadline import Deadline
-from engine.errors import Domain, UserError
+from engine.errors import ConfigError, Domain, UserError
 from engine.loop_watch import BLOCKED_SECONDS_MAX
 from engine.reload import Reloader, watched
 from engine.runtime import Runtime
@@ -95,8 +95,8 @@ def check(
 ) -> None:
     """Check a configuration, or an AWS SAM template, and show it with every default filled in.
 
-    Every fault is reported at once. Queries are planned and what runs in this process is imported, so that a
-    name that is wrong shows here; neither the broker nor a sink is touched.
+    Every fault is reported at once. Queries are planned, handlers imported, and an environment of each Lambda
+    function started, so that what is wrong shows here; neither the broker nor a sink is touched.
 
     Examples:
 
@@ -109,7 +109,9 @@ def check(
     logs.configure()
     options = template_options(parameter, topic, on_failure, settings, allow_unsupported)
     config = load_file(file, options, bootstrap)
-    build_runtime(config, bootstrap=bootstrap)
+    sys.path.insert(0, str(file.resolve().parent))  # as `run` does
+    if faults := asyncio.run(build_runtime(config, bootstrap=bootstrap).check()):
+        raise ConfigError("functions cannot be started", faults)
     document = config_file.resolved(config)
     if json:
         typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())

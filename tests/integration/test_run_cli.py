@@ -338,6 +338,26 @@ async def test_check_shows_the_resolved_configuration_without_secrets(tmp_path: 
     assert "no faults; 1 pipeline to run" in plain.err
 
 
+async def test_check_starts_each_function_once(tmp_path: Path) -> None:
+    """A function that is not there, or cannot be imported, shows before anything runs; all of them at once."""
+    project = Project(tmp_path, "127.0.0.1:1")
+    (tmp_path / "app.py").write_text("def handler(event, context):\n    return None\n")
+    (tmp_path / "broken.py").write_text("import nosuchlibrary\n")
+    functions = {"good": "app.handler", "missing": "app.nosuch", "broken": "broken.handler"}
+    project.configure(
+        {
+            name: pipeline(name, None, function={"kind": "kafka", "handler": spec})
+            for name, spec in functions.items()
+        }
+    )
+    async with project.command("check", "headrace.toml") as running:
+        ended = await running.ended()
+    assert ended.code == 2
+    assert "functions cannot be started: 2 faults" in ended.err
+    assert "pipelines.missing: Handler 'nosuch' missing on module 'app'" in ended.err
+    assert "pipelines.broken: Unable to import module 'broken': No module named 'nosuchlibrary'" in ended.err
+
+
 def settings(value: object, path: str = "") -> dict[str, object]:
     """What is set, by its whole key: TOML has no null, and no table of unset things."""
     if not isinstance(value, dict):
