@@ -178,8 +178,8 @@ class Work:
             segment.failure = error
             self._segments.extendleft(segment.part(part) for part in reversed(parts))
             log.warning(
-                "%s offsets %d to %d: attempt %d failed: %s; trying its halves",
-                *(self._label, segment.batch.start, segment.batch.end - 1, segment.attempts, describe(error)),
+                "%s %s: attempt %d failed: %s; trying its halves",
+                *(self._label, span(segment.batch), segment.attempts, describe(error)),
             )
             return None
         self._tried(segment, error)
@@ -200,9 +200,8 @@ class Work:
         wait = min(policy.backoff_seconds * 2 ** min(tries - 1, 32), policy.backoff_seconds_max)
         limit = "without limit" if policy.retries_max < 0 else f"of {policy.retries_max + 1}"
         log.warning(
-            "%s offsets %d to %d: attempt %d (%s) failed: %s; next in %.1f s",
-            *(self._label, segment.batch.start, segment.batch.end - 1, segment.retries, limit),
-            *(describe(segment.failure), wait),
+            "%s %s: attempt %d (%s) failed: %s; next in %.1f s",
+            *(self._label, span(segment.batch), segment.retries, limit, describe(segment.failure), wait),
         )
         try:
             async with asyncio.timeout(wait):
@@ -216,8 +215,7 @@ class Work:
         if self._policy.stops:
             times = "once" if attempts == 1 else f"{attempts} times"
             self._error = HandlerError(
-                f"{self._label} offsets {batch.start} to {batch.end - 1}: "
-                f"the handler failed {times}, at last with {describe(failure)}",
+                f"{self._label} {span(batch)}: the handler failed {times}, at last with {describe(failure)}",
                 hint="mend it, or set source.destination_config.on_failure to report such batches and go on",
             )
             self._error.__cause__ = failure
@@ -230,6 +228,13 @@ class Work:
         if not causes:
             log.error("%s: a window was given up after %d attempts: %s", self._label, attempts, describe(failure))
         return self._settled(segment, self._processor.outcome(batch, None, causes, 0))
+
+
+def span(batch: Batch) -> str:
+    """Which offsets a batch is about, for messages."""
+    if batch.start == batch.end:
+        return f"the window before offset {batch.start}"
+    return f"offsets {batch.start} to {batch.end - 1}"
 
 
 class _Reported(HandlerError):
@@ -270,8 +275,7 @@ def _kept_before(processor: Processor, done: Processed, refusal: RowsRefused, of
     nothing = Outcome(batch.start, batch.start, None, Counts())
     if not offsets:
         error: HeadraceError = HandlerError(
-            f"{processor.name}: {batch.topic}-{batch.partition} offsets {batch.start} to {batch.end - 1}: "
-            f"{refusal.message}",
+            f"{processor.name}: {batch.topic}-{batch.partition} {span(batch)}: {refusal.message}",
             hint="mend it, or set source.destination_config.on_failure to report such batches and go on",
         )
         return Processed(batch, nothing, error)

@@ -7,6 +7,7 @@ sense on Kafka (AWS Lambda API, CreateEventSourceMapping). Reading the file and 
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Annotated, Literal, Self
 
@@ -38,6 +39,30 @@ PATTERN_CHARACTERS_MAX = 4096
 #: What AWS demands of the names of environment variables, and of all of them together.
 VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 VARIABLES_BYTES_MAX = 4096
+
+#: What AWS sets itself, and lets nobody set (developer guide, "Defined runtime environment variables").
+RESERVED_VARIABLES: frozenset[str] = frozenset(
+    {
+        "_HANDLER",
+        "_X_AMZN_TRACE_ID",
+        "AWS_DEFAULT_REGION",
+        "AWS_REGION",
+        "AWS_EXECUTION_ENV",
+        "AWS_LAMBDA_FUNCTION_NAME",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+        "AWS_LAMBDA_FUNCTION_VERSION",
+        "AWS_LAMBDA_INITIALIZATION_TYPE",
+        "AWS_LAMBDA_LOG_GROUP_NAME",
+        "AWS_LAMBDA_LOG_STREAM_NAME",
+        "AWS_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_LAMBDA_RUNTIME_API",
+        "LAMBDA_TASK_ROOT",
+        "LAMBDA_RUNTIME_DIR",
+    }
+)
 
 #: Formats of `SchemaConfig` whose schemas a registry has.
 REGISTERED_FORMATS: frozenset[str] = frozenset({"avro", "protobuf"})
@@ -467,6 +492,13 @@ def refused_by_aws(pipeline: PipelineConfig) -> list[str]:
         faults.append("source.starting_position AT_TIMESTAMP is not for DynamoDB")
     if len(source.filter_criteria.filters) > FILTERS_MAX // 2:
         faults.append("source.filter_criteria has at most 5 filters, and more on request")
+    timestamp = source.starting_position_timestamp
+    if timestamp is not None and timestamp > dt.datetime.now(dt.UTC):
+        faults.append("source.starting_position_timestamp is not in the future")
+    if "." in (function.name or ""):
+        faults.append("function.name has no dot")
+    if reserved := sorted(RESERVED_VARIABLES & function.environment.keys()):
+        faults.append(f"function.environment has names that are AWS's own: {', '.join(reserved)}")
     if function.timeout != int(function.timeout):
         faults.append("function.timeout is in whole seconds")
     if function.kind == "kafka" and function.timeout > 840:

@@ -136,9 +136,12 @@ class Lanes:
         return min((at for at in due if at is not None), default=None)
 
     def start(self, now: float, stopping: asyncio.Event, *, flush: bool = False) -> None:
-        """Have every idle lane take the batch that is due, if one is (with ``flush``: whatever waits)."""
+        """Have every idle lane take the batch that is due, if one is (with ``flush``: whatever waits).
+
+        Nothing is taken once ``stopping`` is set: a lane may then have left records, which must not be passed.
+        """
         for lane in self._lanes:
-            if self._error is not None or lane.is_busy:
+            if self._error is not None or stopping.is_set() or lane.is_busy:
                 continue
             parts = lane.batcher.take(now, flush=flush)
             if not parts:

@@ -46,8 +46,8 @@ from engine.values import column_field
 #: A Kafka mapping with endless retries and a destination is capped at ten retries on AWS.
 KAFKA_RETRIES_MAX = 10
 
-#: Firehose tries a function that fails three times.
-FIREHOSE_RETRIES_MAX = 2
+#: Firehose retries a function that fails three times.
+FIREHOSE_RETRIES_MAX = 3
 
 
 def build_runtime(

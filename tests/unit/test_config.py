@@ -380,6 +380,13 @@ def test_what_a_mapping_cannot_be_told(source: str, function: str, fault: str) -
         ("tumbling_window_in_seconds = 60", KAFKA, "tumbling_window_in_seconds is not for Kafka"),
         ("", KAFKA + "timeout = 900", "at most 840 behind a Kafka mapping"),
         ("", KINESIS.replace("kinesis", "rows"), "has to be kinesis, kafka or dynamodb"),
+        ("", KINESIS + 'name = "a.b"', "function.name has no dot"),
+        ("", KINESIS + 'environment = {AWS_REGION = "x", MINE = "y"}', "AWS's own: AWS_REGION"),
+        (
+            'starting_position = "AT_TIMESTAMP"\nstarting_position_timestamp = 9999-01-01T00:00:00Z',
+            KINESIS,
+            "not in the future",
+        ),
         (
             'starting_position = "AT_TIMESTAMP"\nstarting_position_timestamp = 2026-01-01T00:00:00Z',
             KINESIS.replace("kinesis", "dynamodb"),
