@@ -4,7 +4,7 @@
     python -m benchmarks --quick --json FILE              headrace beside the hand-written loop (minutes)
     python -m benchmarks --workloads etl --systems headrace aiokafka --seconds 10
     python -m benchmarks --report FILE...                 make benchmarks/RESULTS.md and its plots
-    python -m benchmarks latency|scaling|limit --help     the parts by themselves
+    python -m benchmarks latency|scaling|limit|environments --help     the parts by themselves
     python -m benchmarks.peers install                    the peers' environments
 
 Without --bootstrap it starts a broker of its own on a free port of this machine. Progress is told on standard

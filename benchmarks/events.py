@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.columns import CLICKS as COLUMNS
+from benchmarks.columns import CLICKS
 
 _ARROW = {"BIGINT": pa.int64(), "DOUBLE": pa.float64(), "VARCHAR": pa.string()}
+#: Names and types in DuckDB.
+COLUMNS = CLICKS
 SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in COLUMNS.items()])
 
 CHUNK_EVENTS = 100_000

@@ -35,7 +35,18 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import topics
-from benchmarks.latency_processes import DROPPED_SECONDS, JOB, PARTITIONS, TICK_SECONDS, Times, percentiles, spread
+from benchmarks.columns import CLICKS
+from benchmarks.latency_processes import (
+    DROPPED_SECONDS,
+    JOB,
+    PARTITIONS,
+    TICK_SECONDS,
+    Times,
+    count,
+    load,
+    percentiles,
+    spread,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = (1_000, 10_000, 100_000)
@@ -74,15 +85,13 @@ def latencies(seen: Times, sent: Times, dropped_seconds: float = DROPPED_SECONDS
 
 def config_of(topic: str, *, kind: str | None, sink: str | None) -> str:
     """headrace.toml of one run: window 0, the ten columns and ``sent``."""
-    from benchmarks import events
-
     source = ["[pipelines.latency.source]", f'topic = "{topic}"', "maximum_batching_window_in_seconds = 0"]
     if kind == "kinesis":
         source.append("batch_size = 1000")
     lines = [*source]
     if kind != "kinesis":
         lines.append("[pipelines.latency.schema.columns]")
-        lines += [f'{name} = "{type_name}"' for name, type_name in {**events.COLUMNS, "sent": "BIGINT"}.items()]
+        lines += [f'{name} = "{type_name}"' for name, type_name in {**CLICKS, "sent": "BIGINT"}.items()]
     if kind is not None:
         lines += [
             "[pipelines.latency.function]",
@@ -142,7 +151,7 @@ def measure(bootstrap: str, run: Run, directory: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """The process that consumes, and the file that appears when it has seen all; neither where none consumes."""
+    """The process that consumes, and the file of what was seen; neither where none consumes."""
 
     process: subprocess.Popen[bytes]
     file: Path
@@ -151,8 +160,9 @@ class Consumer:
     def cpu_seconds(self) -> float:
         import psutil
 
-        times = psutil.Process(self.process.pid).cpu_times()
-        return float(times.user + times.system)
+        whole = psutil.Process(self.process.pid)
+        times = [each.cpu_times() for each in (whole, *whole.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
 
 
 @contextlib.contextmanager
@@ -161,7 +171,7 @@ def _consumer(bootstrap: str, topic: str, run: Run, directory: Path) -> Iterator
     if run.system == BROKER:
         yield None
         return
-    file, config = directory / "seen.npy", directory / "headrace.toml"
+    file, config = directory / "seen", directory / "headrace.toml"
     kind = run.system.partition(", ")[2] if run.system.startswith("headrace") else None
     config.write_text(config_of(topic, kind=kind, sink=SINKS.get(run.system)))
     job = {
@@ -213,8 +223,11 @@ def _measure(bootstrap: str, topic: str, run: Run, directory: Path, consumer: Co
             seen, sent = _poll(directory / "out", events, seconds_max)
             made |= percentiles(latencies(seen, sent)) | {"poll_ms": POLL_SECONDS * 1000}
         elif consumer is not None:
-            _wait_until(consumer.file.exists, consumer.process, consumer.log, seconds_max, f"{run}: all events")
-            made |= percentiles(latencies(*np.load(consumer.file)))
+            file = consumer.file
+            _wait_until(
+                lambda: count(file) >= events, consumer.process, consumer.log, seconds_max, f"{run}: all events"
+            )
+            made |= percentiles(latencies(*load(file)))
         if consumer is not None and consumer.process.poll() is None:
             made["cpu_seconds"] = round(consumer.cpu_seconds() - cpu, 2)
         if producer.wait(seconds_max):

@@ -2,7 +2,7 @@
 
 `benchmarks.latency` starts them, as ``python -m benchmarks.latency_processes`` with a job in the environment, or as
 `headrace run` with a handler of this module. An event's ``sent`` is when the schedule says that it goes; consumers
-write a file of two columns, seen and sent, in nanoseconds since the epoch, once they have seen every event.
+append pairs of 64-bit numbers, seen and sent in nanoseconds since the epoch, to one file that they share.
 
 Not here: which runs there are, and what their times mean.
 """
@@ -19,7 +19,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +37,34 @@ DISTINCT = 10_000
 JOB = "BENCHMARK_LATENCY"
 
 Times = npt.NDArray[np.int64]
+PAIR_BYTES = 16
 
 
 # -- what the handler notes ----------------------------------------------------------------------------------------
 
 
-@dataclass
 class Recorder:
-    """When events were seen, a batch at a time; writes ``file`` when all ``events`` are here."""
+    """Appends when events were seen to ``file``, a batch at a time; several processes may do so at once."""
 
-    file: Path
-    events: int
-    seen: list[tuple[int, Times]] = field(default_factory=list)
-    count: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, file: Path) -> None:
+        self._file = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(self, now: int, sent: Times) -> None:
-        with self.lock:
-            self.seen.append((now, sent))
-            self.count += len(sent)
-            if self.count == self.events:
-                save(self.file, *spread(self.seen))
+        os.write(self._file, np.column_stack((np.full(len(sent), now, np.int64), sent)).tobytes())
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def count(file: Path) -> int:
+    """Events in a file so far; 0 where there is none."""
+    return file.stat().st_size // PAIR_BYTES if file.exists() else 0
+
+
+def load(file: Path) -> tuple[Times, Times]:
+    """Two columns, seen and sent."""
+    seen, sent = np.fromfile(file, np.int64).reshape(-1, 2).T
+    return seen, sent
 
 
 def spread(seen: Sequence[tuple[int, Times]]) -> tuple[Times, Times]:
@@ -70,10 +76,9 @@ def spread(seen: Sequence[tuple[int, Times]]) -> tuple[Times, Times]:
 
 
 def save(file: Path, seen: Times, sent: Times) -> None:
-    """Both columns in one file that appears whole."""
+    """Both columns in a file that appears whole."""
     partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
-        np.save(stream, np.stack([seen, sent]))
+    partial.write_bytes(np.column_stack((seen, sent)).tobytes())
     partial.rename(file)
 
 
@@ -83,8 +88,7 @@ _recorder: Recorder | None = None
 def _recording() -> Recorder:
     global _recorder
     if _recorder is None:
-        job = json.loads(os.environ[JOB])
-        _recorder = Recorder(Path(job["file"]), job["events"])
+        _recorder = Recorder(Path(json.loads(os.environ[JOB])["file"]))
     return _recorder
 
 
@@ -249,10 +253,11 @@ async def loop(job: Mapping[str, Any]) -> None:
     while len(consumer.assignment()) < PARTITIONS:  # noqa: ASYNC110 - aiokafka says so nowhere else
         await asyncio.sleep(0.05)
     print("ready", file=sys.stderr, flush=True)
-    recorder = _recording()
-    while recorder.count < recorder.events:
+    seen = 0
+    while seen < job["events"]:
         for records in (await consumer.getmany(timeout_ms=1000)).values():
             handle([orjson.loads(record.value) for record in records])
+            seen += len(records)
     await consumer.stop()
 
 

@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 def write(files: Sequence[Path], directory: Path = HERE) -> Path:
     """Make the page and ``plots/*.svg`` of ``files`` in ``directory``; where the page is.
 
-    A file is a results document, or a list of entries of `latency`, `scaling` or `limit`, which its name says.
+    A file is a results document, or a list of entries of one of `results.PARTS`, which its name says.
     """
     document = results.merge(_documents(files))
     plots = directory / "plots"
@@ -70,7 +70,8 @@ def _page(document: Mapping[str, Any], cells: Mapping[str, Sequence[Cell]]) -> I
     for workload, row in cells.items():
         yield from _workload(document, workload, row)
     yield from _memory(document)
-    for name, part in (("latency", _latency), ("scaling", _scaling), ("limit", _limit)):
+    parts = {"latency": _latency, "scaling": _scaling, "limit": _limit, "environments": _environments}
+    for name, part in parts.items():
         if document.get(name):
             yield from part(document[name])
         else:
@@ -207,6 +208,57 @@ def _limit(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         rate = entry["events_per_cpu_second"]
         yield f"| {entry['step']} | {entry['way']} | {rate:,} | {entry['cpu_seconds_per_million']:.3f} | {share} |"
     yield ""
+
+
+def _environments(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield from (
+        "## Environments",
+        "",
+        "Processes that Lambda handlers run in; `benchmarks.environments` says how.",
+        "",
+    )
+    yield "Through a pool with one environment, batches of 1,000 click events as Kinesis events, one caller:"
+    yield from (
+        "",
+        "| handler decodes by | records/s | per CPU s of the environment | us of a record: transfer "
+        "| event building | handler | answer | engine's CPU |",
+        "|---" * 8 + "|",
+    )
+    for entry in _of(entries, "throughput"):
+        steps = " | ".join(
+            f"{entry[f'{name}_us']:.2f}" for name in ("transfer", "build", "handler", "encode", "engine")
+        )
+        yield (
+            f"| {entry['handler']} | {entry['records_per_second']:,} "
+            f"| {entry['records_per_environment_cpu_second']:,} | {steps} |"
+        )
+    yield from ("", "An empty handler and one record, from call to reply; and a cold start:", "")
+    yield from ("| runtime | p50 us | p99 us | start p50 ms | start max ms |", "|---" * 5 + "|")
+    starts = {entry["runtime"]: entry for entry in _of(entries, "start")}
+    for entry in _of(entries, "invocation"):
+        start = starts[entry["runtime"]]
+        yield (
+            f"| {entry['runtime']} | {entry['p50_us']:,.0f} | {entry['p99_us']:,.0f} | {start['p50_ms']:,.0f} "
+            f"| {start['max_ms']:,.0f} |"
+        )
+    yield from ("", "From the broker to the handler of the workload `handler`, batches of up to 1,000:", "")
+    yield (
+        "| environments at most | started | events | records/s | per CPU s | per CPU s of environments "
+        "| CPU us of a record: fetch | transfer | event building | handler |"
+    )
+    yield "|---" * 10 + "|"
+    for entry in _of(entries, "pipeline"):
+        steps = " | ".join(f"{entry[f'{name}_cpu_us']:.2f}" for name in ("fetch", "transfer", "build", "handler"))
+        yield (
+            f"| {entry['reserved_concurrency']:g} | {entry['environments']:g} | {entry['events']:,.0f} "
+            f"| {entry['records_per_second']:,.0f} | {entry['records_per_cpu_second']:,.0f} "
+            f"| {entry['records_per_environment_cpu_second']:,.0f} | {steps} |"
+        )
+    yield ""
+
+
+def _of(entries: Sequence[Mapping[str, Any]], measure: str) -> list[Mapping[str, Any]]:
+    return [entry for entry in entries if entry["measure"] == measure]
 
 
 def _systems(document: Mapping[str, Any]) -> Iterator[str]:

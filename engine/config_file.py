@@ -64,8 +64,12 @@ def parse(
 
 
 def _fault(detail: ErrorDetails) -> str:
-    if detail["loc"] in SECRETS:
-        return f"{'.'.join(map(str, detail['loc']))}: must be text"  # never the value
+    path = detail["loc"]
+    is_variable = path[:1] == ("pipelines",) and path[2:4] == ("function", "environment")
+    if path in SECRETS or (is_variable and len(path) > 4):
+        return f"{'.'.join(map(str, path))}: must be text"  # never the value
+    if is_variable and not isinstance(detail["input"], dict):
+        return f"{'.'.join(map(str, path))}: must be a table of names and text"
     location = list(detail["loc"])
     sink_type: int | str | None = None
     if location[:1] == ["pipelines"] and location[2:3] == ["sink"] and len(location) > SINK_TYPE_AT:

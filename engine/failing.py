@@ -78,13 +78,18 @@ def failed_records(batch: Batch, causes: Mapping[int, Cause]) -> list[FailedReco
             key=row["key"],
             value=row["value"],
             headers=tuple((header["key"], header["value"]) for header in row["headers"] or ()),
-            reason=(cause := causes[row["offset"]]).reason[:REASON_CHARACTERS_MAX],
-            error_type=cause.error_type,
+            reason=_text((cause := causes[row["offset"]]).reason[:REASON_CHARACTERS_MAX]),
+            error_type=_text(cause.error_type),
             attempts=cause.attempts,
             request_id=cause.request_id,
         )
         for row in rows.to_pylist()
     ]
+
+
+def _text(said: str) -> str:
+    """What a handler said, as any sink can keep it: half a surrogate pair, which is no text, is written out."""
+    return said.encode("utf-8", "backslashreplace").decode()
 
 
 def describe(error: BaseException) -> str:

@@ -63,7 +63,10 @@ def own() -> list[System]:
             "workload names; filter: trace columns, no _rest; window: neither; handler: batch_size 1,000",
             _versions("headrace", "aiokafka", "duckdb", "numba", "pyarrow") | python,
             lambda job: _module("benchmarks.systems.headrace", job),
-            {"handler": "a handler's own effects are at least once, as on AWS"},
+            {
+                "handler": "called in environments, processes of their own; a handler's own effects are at least "
+                "once, as on AWS"
+            },
         ),
         System(
             LOOP,

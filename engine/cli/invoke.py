@@ -354,8 +354,9 @@ def _print_rows(result: Result, rows_out: IO[str]) -> int:
 def _dumps(value: object) -> bytes:
     try:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # a whole number beyond 64 bits, which orjson does not write
-        return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":")).encode()
+    except TypeError:  # a whole number beyond 64 bits or half a surrogate pair, which orjson does not write
+        text = json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")
 
 
 def _plain(value: object) -> object:

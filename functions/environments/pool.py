@@ -161,6 +161,7 @@ class EnvironmentPool:
                 self._logs() if member is None else member.log,
                 self._clock.time(),
                 self._clock.monotonic(),
+                init_ms=None if member is None else member.init_ms,  # `warm` has started it, and told nobody
             )
             if member is None:
                 member = await self._start(call)

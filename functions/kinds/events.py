@@ -7,11 +7,13 @@ Not here: the events themselves (`sources` and the event modules), the processes
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from engine.batch import Batch
+from engine.errors import FunctionError, Throttled
 from engine.protocols import Fault, Invocation, Result, Window
 from functions.environments import wire
 from functions.environments.contract import EventKind, FunctionSpec, Reply, Request
@@ -19,6 +21,8 @@ from functions.kinds import changes, texts
 from functions.kinds.payload import EventPayload, Sizes, payload_for
 from functions.kinds.responses import read_response
 from functions.kinds.sources import EventSource
+
+log = logging.getLogger("headrace.functions")
 
 #: Larger answers are read beside the event loop.
 _INLINE_BYTES_MAX = 32 * 1024
@@ -108,8 +112,19 @@ class EventHandler:
         )
 
     async def open(self) -> None:
-        """Start an environment before the first batch. Raises FunctionError with the fault of initialisation."""
-        await self._invoker.warm()
+        """Start an environment before the first batch. Raises FunctionError with the fault of initialisation.
+
+        What may pass is left to the first invocation, as on AWS: an environment that was too slow (it has the
+        function's timeout then), that was killed, or for which there was no room.
+        """
+        try:
+            await self._invoker.warm()
+        except FunctionError as error:
+            if error.error_type != "Sandbox.Timedout" and not error.message.endswith("signal: killed"):
+                raise
+            log.warning("%s: %s; its first invocation starts another", self._label, error.message)
+        except Throttled as error:
+            log.warning("%s: %s", self._label, error.message)
 
     async def reload(self) -> None:
         """Use the code that is now there. Invocations that are under way finish on the old one."""

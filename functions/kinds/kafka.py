@@ -59,8 +59,8 @@ def build_event(
             "offset": offset,
             "timestamp": timestamp,
             "timestampType": clock,
-            "key": None if key is None else b2a_base64(key, newline=False).decode("ascii"),
-            "value": None if value is None else b2a_base64(value, newline=False).decode("ascii"),
+            "key": None if key is None else b2a_base64(key, newline=False).decode(),
+            "value": None if value is None else b2a_base64(value, newline=False).decode(),
             "headers": [{header["key"]: signed(header["value"])} for header in pairs] if pairs else [],  # type: ignore[arg-type]
         }
         for offset, timestamp, key, value, pairs in zip(offsets, timestamps, keys, values, headers, strict=True)

@@ -104,7 +104,7 @@ def build_event(
     ``headers`` have no place in this event; they are taken so that all kinds are called alike.
     """
     del headers
-    # A copy of a whole record is quicker than a new one, and this is done for every record.
+    # This is done for every record: a copy is quicker than a new one, and a call would cost a twentieth of it all.
     copy = {
         "kinesis": None,
         "eventSource": "aws:kinesis",
@@ -117,16 +117,21 @@ def build_event(
     }.copy
     shard = f"{shard_id(partition)}:"
     records: list[dict[str, object]] = []
-    for offset, timestamp, key, value in zip(offsets, timestamps, map(partition_key, keys), values, strict=True):
+    add = records.append
+    for offset, timestamp, key, value in zip(offsets, timestamps, keys, values, strict=True):
+        try:
+            name = NULL_KEY if key is None else key.decode()
+        except UnicodeDecodeError:
+            name = partition_key(key)
         sequence = SEQUENCE_PREFIX + str(offset).zfill(_OFFSET_DIGITS)
         record: dict[str, object] = copy()
         record["kinesis"] = {
             "kinesisSchemaVersion": "1.0",
-            "partitionKey": key,
+            "partitionKey": name,
             "sequenceNumber": sequence,
-            "data": b2a_base64(value, newline=False).decode("ascii") if value else "",
+            "data": b2a_base64(value, newline=False).decode() if value else "",
             "approximateArrivalTimestamp": timestamp / 1000,
         }
         record["eventID"] = shard + sequence
-        records.append(record)
+        add(record)
     return {"Records": records}

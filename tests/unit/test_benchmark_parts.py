@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import orjson
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from benchmarks import events, latency, latency_processes, limit, scaling
+from benchmarks import environments, events, latency, latency_processes, limit, scaling
 from connectors.kafka.record_batches import RecordBatches
 from engine import config_file
 from tests.conftest import Broker, ExternalBroker
@@ -59,13 +60,22 @@ def test_percentiles_are_of_the_whole_distribution() -> None:
     assert latency_processes.percentiles(np.array([])) == {}
 
 
-def test_a_recorder_writes_once_all_events_are_seen(tmp_path: Path) -> None:
-    """Nothing is written before the last event, and then both columns."""
-    recorder = latency_processes.Recorder(tmp_path / "seen.npy", events=3)
-    recorder.note(100, np.array([1, 2], np.int64))
-    assert not recorder.file.exists()
-    recorder.note(200, np.array([3], np.int64))
-    assert np.load(recorder.file).tolist() == [[100, 100, 200], [1, 2, 3]]
+def test_recorders_of_several_processes_write_one_file(tmp_path: Path) -> None:
+    """What each has seen is in the file at once, as it is in one that was written whole."""
+    file = tmp_path / "seen"
+    assert latency_processes.count(file) == 0
+    first, second = latency_processes.Recorder(file), latency_processes.Recorder(file)
+    try:
+        first.note(100, np.array([1, 2], np.int64))
+        assert latency_processes.count(file) == 2
+        second.note(200, np.array([3], np.int64))
+    finally:
+        first.close()
+        second.close()
+    seen, sent = latency_processes.load(file)
+    assert (seen.tolist(), sent.tolist()) == ([100, 100, 200], [1, 2, 3])
+    latency_processes.save(tmp_path / "whole", seen, sent)
+    assert (tmp_path / "whole").read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -208,7 +218,8 @@ def test_a_start_is_taken_off_the_cost() -> None:
 @pytest.mark.slow
 @pytest.mark.broker
 @pytest.mark.parametrize(
-    "system", ["aiokafka loop", "headrace, arrow", "duckdb, interval 0.1 s", "parquet, age 0.1 s"]
+    "system",
+    ["aiokafka loop", "headrace, arrow", "headrace, kinesis", "duckdb, interval 0.1 s", "parquet, age 0.1 s"],
 )
 def test_a_latency_is_measured(broker: Broker | ExternalBroker, system: str, tmp_path: Path) -> None:
     """A short run sees every event, later than it was sent."""
@@ -216,6 +227,45 @@ def test_a_latency_is_measured(broker: Broker | ExternalBroker, system: str, tmp
     assert found["events"] == 600
     assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]
     assert found["ack_p50_ms"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_environments_are_measured(broker: Broker | ExternalBroker) -> None:
+    """A few invocations of each kind: every answer is right, and every figure is there."""
+    said: list[str] = []
+    found = environments.run(
+        broker.bootstrap,
+        **{"seconds": 0.05, "starts": 1, "count": 20_000, "concurrencies": (2,), "repetitions": 1},
+        say=said.append,
+    )
+    measures = [(each["measure"], each.get("handler") or each.get("runtime")) for each in found]
+    assert measures == [
+        *(("throughput", handler) for handler in environments.HANDLERS),
+        *(("invocation", runtime) for runtime in environments.RUNTIMES),
+        *(("start", runtime) for runtime in environments.RUNTIMES),
+        ("pipeline", None),
+    ]
+    json.dumps(found)
+    assert len(said) == len(found)
+    for each in found[:3]:
+        assert each["records_per_second"] > 0
+        assert all(each[f"{step}_us"] > 0 for step in environments.STEPS)
+    assert all(0 < each["p50_us"] <= each["p99_us"] for each in found[3:5])
+    assert all(0 < each["p50_ms"] <= each["max_ms"] for each in found[5:7])
+    whole = found[-1]
+    assert whole["events"] == 20_000
+    assert whole["environments"] in (1, 2)
+    assert whole["records_per_environment_cpu_second"] >= whole["records_per_cpu_second"] > 0
+    assert all(whole[f"{step}_cpu_us"] >= 0 for step in ("fetch", *environments.STEPS))
+
+
+async def test_a_wrong_answer_is_no_measurement() -> None:
+    """An invocation that answers something else than what is known ends the benchmark."""
+    async with environments.pool_of(environments.HANDLERS["base64"]) as pool:
+        caller = environments.Caller(pool, environments.batch_of(3), answer=1)
+        with pytest.raises(environments.Wrong, match="instead of b'1'"):
+            await caller.call()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import subprocess
 import sys
 import time
 import tomllib
@@ -22,7 +23,7 @@ import pytest
 
 from benchmarks import events, harness, measure, page, plots, real, results, targets, workloads
 from benchmarks.harness import Harness
-from benchmarks.systems import System, handler, own
+from benchmarks.systems import ROOT, System, own
 from benchmarks.systems.headrace import configuration, summary, toml
 from benchmarks.systems.job import Job, answer_of
 from benchmarks.workloads import WORKLOADS, Answers, Wrong, answers, check
@@ -353,19 +354,19 @@ class TestHeadrace:
         with pytest.raises(ValueError, match="no summary"):
             summary("\n".join(log.splitlines()[:1]))
 
-    def test_the_handler_tells_when_it_has_seen_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its result appears with the last event, and counts those that come again."""
+    def test_the_handler_tells_what_it_has_counted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each process has a file of its own, in which records that come again count again."""
         two = Job("handler", "b", "t", 2, 4, str(tmp_path), str(tmp_path), "g")
-        monkeypatch.setattr(handler, "_events", 0)
-        monkeypatch.setattr(handler, "_sum", 0)
-        monkeypatch.setattr(handler, "_jobs", [two])
-        result = tmp_path / "sum.json"
-        handler.count_to_the_end({"Records": [{"kinesis": {"data": "eyJldmVudF9pZCI6NX0="}}]}, None)
-        assert not result.exists()
-        handler.count_to_the_end({"Records": [{"kinesis": {"data": "eyJldmVudF9pZCI6Nn0="}}]}, None)
-        assert json.loads(result.read_text()) == {"events": 2, "sum": 11}
-        handler.count_to_the_end({"Records": [{"kinesis": {"data": "eyJldmVudF9pZCI6Nn0="}}]}, None)
-        assert json.loads(result.read_text()) == {"events": 3, "sum": 17}
+        ((name, value),) = two.environment().items()
+        monkeypatch.setenv(name, value)
+        five = {"Records": [{"kinesis": {"data": "eyJldmVudF9pZCI6NX0="}}]}
+        script = "import json, sys; from benchmarks.systems import handler; "
+        script += "[handler.count_and_tell(json.loads(sys.argv[1]), None) for _ in range(int(sys.argv[2]))]"
+        for times in ("1", "2"):
+            subprocess.run([sys.executable, "-c", script, json.dumps(five), times], cwd=ROOT, check=True)
+        found = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+        assert sorted(each["events"] for each in found) == [1, 2]
+        assert sum(each["sum"] for each in found) == 15
 
 
 class TestJob:
@@ -505,7 +506,7 @@ class TestPage:
         assert state["etl", "10 times quixstreams, per CPU second"] is None
         assert state["etl", "ahead of spark, per CPU second"] is None
         assert state["window", "1,000,000 events per CPU second"] is None
-        assert state["handler", "the hand-written loop's events/s or better, one process each"] is False
+        assert state["handler", "the hand-written loop's events/s or better, also per CPU second"] is False
         assert state["latency, 10,000 events/s", "p50 below 3 ms, p99 below 15 ms, send to handler"] is True
         assert state["latency, 10,000 events/s", "no worse than the hand-written loop"] is False
         assert state["memory", "below 400 MB resident for 64 shards at full speed"] is False
@@ -542,6 +543,45 @@ class TestPage:
         other.write_text("[]")
         with pytest.raises(ValueError, match="latency, scaling, limit"):
             page.write([other], tmp_path / "page")
+
+    @pytest.mark.parametrize(
+        ("seconds", "cpu", "is_met"), [(0.5, 1.0, True), (0.5, 1.25, False), (1.25, 0.5, False)]
+    )
+    def test_the_loop_is_reached_in_time_and_in_cpu_time(self, seconds: float, cpu: float, is_met: bool) -> None:
+        """Neither more processes nor a slow one make up for the other; starts stand beside and decide nothing."""
+        runs = [entry("handler", "headrace", seconds, cpu), entry("handler", "aiokafka", 1.0, 1.0)]
+        starts = [{**entry("handler", name, 0.1, 0.25), "events": 0} for name in ("headrace", "aiokafka")]
+        found = self.verdicts({"runs": runs, "starts": starts})
+        verdict = found["handler", "the hand-written loop's events/s or better, also per CPU second"]
+        assert verdict.is_met is is_met
+        assert verdict.measured.endswith(
+            f"{1 / cpu:.2f} per CPU second ({0.75 / (cpu - 0.25):.2f} without the starts)"
+        )
+
+    def test_environments_are_judged_by_decoding_json(self, tmp_path: Path) -> None:
+        """A rate below the target is a miss, whatever a handler that decodes less reaches; both are told."""
+        steps = dict.fromkeys(("transfer_us", "build_us", "handler_us", "encode_us", "engine_us"), 0.5)
+        cpu_steps = dict.fromkeys(("fetch_cpu_us", "transfer_cpu_us", "build_cpu_us", "handler_cpu_us"), 0.25)
+        entries = [
+            *(
+                {"measure": "throughput", "handler": name, "records_per_second": 1, **steps}
+                | {"records_per_environment_cpu_second": rate}
+                for name, rate in (("base64", 400_000), ("base64, orjson", 199_999))
+            ),
+            {"measure": "invocation", "runtime": "python", "p50_us": 299.0, "p99_us": 5_000.0},
+            {"measure": "start", "runtime": "python", "p50_ms": 50.0, "max_ms": 60.0},
+            {"measure": "pipeline", "reserved_concurrency": 8, "environments": 4, "events": 7, **cpu_steps}
+            | {"records_per_second": 1, "records_per_cpu_second": 2, "records_per_environment_cpu_second": 3},
+        ]
+        found = self.verdicts({"runs": RUNS, "environments": entries})
+        state = {target: verdict.is_met for (work, target), verdict in found.items() if work == "environments"}
+        assert list(state.values()) == [False, True]
+        file = tmp_path / "environments.json"
+        file.write_text(json.dumps(entries))
+        text = page.write([file], tmp_path / "page").read_text()
+        assert "400,000 (base64); 199,999 (base64, orjson) | **missed** |" in text
+        assert "| python | 299 | 5,000 | 50 | 60 |" in text
+        assert "| 8 | 4 | 7 | 1 | 2 | 3 | 0.25 | 0.25 | 0.25 | 0.25 |" in text
 
     def test_a_chart_is_sorted_and_escaped(self) -> None:
         """The longest bar first; a name is text, whatever stands in it."""
