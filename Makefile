@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check crash bench lock clean
+.PHONY: help demo test check crash fuzz bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,7 +22,7 @@ demo: $(READY) ## a real Kafka, three pipelines, a table of answers
 	@$(BIN)/headrace demo
 
 test: $(READY) ## all tests, against a real broker
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## ruff and mypy, strict
 	$(BIN)/ruff check .
@@ -32,6 +32,10 @@ check: $(READY) ## ruff and mypy, strict
 crash: $(READY) ## the long form of the crash, cluster and model tests (about twenty minutes)
 	HEADRACE_CRASH=long $(BIN)/python -m pytest tests/crash tests/integration/test_cluster.py \
 		tests/unit/test_mapping_model.py -s
+
+fuzz: $(READY) ## the long form of the tests of generated input (hours)
+	HEADRACE_FUZZ=long $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --timeout 7200 \
+		$$(grep -rl "^from tests.forms import .*examples" tests)
 
 bench: $(READY) ## what headrace does on this machine
 	$(BIN)/python -m benchmarks

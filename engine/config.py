@@ -203,8 +203,11 @@ class SourceConfig(Model):
         le=1_000_000,
         description="records of one invocation; 100 for kinesis and kafka, 25,000 for sql, else 10,000",
     )
-    maximum_batching_window_in_seconds: float = Field(
-        0.5, ge=0, le=300, description="how long a partial batch waits for more"
+    maximum_batching_window_in_seconds: float | None = Field(
+        None,
+        ge=0,
+        le=300,
+        description='how long a partial batch waits for more; 0.5, with compatibility = "aws" 0 but for kind kafka',
     )
     maximum_retry_attempts: int = Field(
         -1,
@@ -480,7 +483,7 @@ def refused_by_aws(pipeline: PipelineConfig) -> list[str]:
     faults = []
     if batch_size(pipeline) > 10_000:
         faults.append("source.batch_size is at most 10000")
-    window = source.maximum_batching_window_in_seconds
+    window = batching_window(pipeline)
     if window != int(window) and not (function.kind == "kafka" and window == 0.5):
         faults.append("source.maximum_batching_window_in_seconds is in whole seconds")
     if function.kind == "kafka":
@@ -514,6 +517,15 @@ def batch_size(pipeline: PipelineConfig) -> int:
     if kind in EVENT_KINDS:
         return 100
     return 25_000 if kind == "sql" else 10_000
+
+
+def batching_window(pipeline: PipelineConfig) -> float:
+    """Seconds; AWS's default where its terms are asked for."""
+    given = pipeline.source.maximum_batching_window_in_seconds
+    if given is not None:
+        return given
+    kind = None if pipeline.function is None else pipeline.function.kind
+    return 0.0 if pipeline.compatibility == "aws" and kind != "kafka" else 0.5
 
 
 def group_id(name: str, pipeline: PipelineConfig) -> str:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from engine.config import Config, batch_size, group_id
+from engine.config import Config, PipelineConfig, batch_size, batching_window, group_id
 from engine.config_sinks import SINK_TYPES
 from engine.errors import ConfigError
 
@@ -149,7 +149,7 @@ def _resolved(config: Config, directory: Path) -> Config:
     """Defaults that depend on other settings filled in, and paths made relative to ``directory``."""
     pipelines = {}
     for name, pipeline in config.pipelines.items():
-        sink, source = pipeline.sink, pipeline.source.model_copy(update={"batch_size": batch_size(pipeline)})
+        sink, source = pipeline.sink, pipeline.source.model_copy(update=_source_defaults(pipeline))
         if hasattr(sink, "path"):
             sink = sink.model_copy(update={"path": directory / sink.path})
         target = source.destination_config.on_failure
@@ -176,6 +176,13 @@ def _resolved(config: Config, directory: Path) -> Config:
     return config.model_copy(
         update={"kafka": kafka, "registry": registry, "engine": engine, "pipelines": pipelines}
     )
+
+
+def _source_defaults(pipeline: PipelineConfig) -> dict[str, object]:
+    return {
+        "batch_size": batch_size(pipeline),
+        "maximum_batching_window_in_seconds": batching_window(pipeline),
+    }
 
 
 def _moved(model: T, directory: Path, *names: str) -> T:

@@ -86,8 +86,10 @@ class FunctionError(HandlerError):
     Sandbox.Timedout, ...); ``stack_trace`` has formatted frames, outermost first.
     """
 
-    def __init__(self, message: str, error_type: str, stack_trace: Sequence[str] = ()) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, error_type: str, stack_trace: Sequence[str] = (), *, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
         self._error_type = error_type
         self.stack_trace = list(stack_trace)
 

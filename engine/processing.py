@@ -160,7 +160,11 @@ class Processor:
             absent=batch.absent,
         )
         if causes and not failed:
-            log.warning("%s: dropped %d records, the first: %s", self.name, len(causes), min(causes.items()))
+            first = min(causes)
+            log.warning(
+                "%s: %s-%d: dropped %d records, the first at offset %d: %s",
+                *(self.name, batch.topic, batch.partition, len(causes), first, causes[first].reason),
+            )
         failures = failed_records(batch, causes) if failed else ()
         return Outcome(batch.start, batch.end, rows, counts, failures)
 

@@ -18,7 +18,7 @@ from engine.batching import Batcher
 from engine.breaker import Breaker
 from engine.budget import ByteBudget
 from engine.delivery import Delivery
-from engine.errors import HeadraceError, InternalError, RowsRefused
+from engine.errors import HandlerError, HeadraceError, InternalError, RowsRefused
 from engine.lanes import HANDLED_COPIES, Lanes
 from engine.positions import Positions
 from engine.processing import Processor
@@ -238,6 +238,14 @@ class Shard:
         else:
             log.info("%s: goes on at offset %d", self.label, position)
         self._position = self._read = self._processed = position
+        if writer.state and not self._tools.window_seconds:
+            log.warning(
+                "%s: a tumbling window was open when windows were taken out of the configuration: its state of %d "
+                "bytes is given up, and its function hears no end of it",
+                *(self.label, len(writer.state)),
+            )
+            await writer.write(Outcome(position, position, None, Counts(), state=b""))
+            await writer.commit()
         if self._tools.window_seconds:
             self._windows = WindowChain.restored(self._tools.window_seconds, writer.state)
         if self._tools.lanes > 1:
@@ -438,7 +446,10 @@ class Shard:
         chain, clock = self._windows, self._tools.clock
         if chain is None or chain.start is None or not self._batcher.is_empty or chain.end > clock.time():
             return True
-        if clock.monotonic() - self._handled_at < self._tools.window_wait_seconds:
+        if (
+            clock.monotonic() - self._handled_at < self._tools.window_wait_seconds
+            or not await self._is_at_the_end()
+        ):
             return True
         assert self._processed is not None
         at = self._processed
@@ -446,6 +457,15 @@ class Shard:
         nothing = Batch(topic, self.partition, at, at, empty_records())
         work = WindowWork(self._tools.processor, chain, nothing, seconds=self._tools.window_seconds, closes=True)
         return await self._carry_out(writer, nothing, work)
+
+    async def _is_at_the_end(self) -> bool:
+        """The topic has no record that was not read: silence alone may be the broker's, or this process's."""
+        try:
+            ends = await self._tools.source.end_offsets([self.partition])
+        except HeadraceError as error:
+            log.debug("%s: its window stays open: %s", self.label, error)
+            return False
+        return self._read is not None and self._read >= ends[self.partition]
 
     async def _carry_out(self, writer: ShardWriter, batch: Batch, work: Work | WindowWork) -> bool:
         try:
@@ -477,6 +497,9 @@ class Shard:
             except RowsRefused as refusal:
                 # Each round leaves fewer rows, so this ends.
                 done = refused(self._tools.processor, done, refusal)
+            except HandlerError:  # nothing of it can be written, but what came before it can
+                await self._commit(writer)
+                raise
             else:
                 break
         outcome = done.outcome

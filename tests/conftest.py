@@ -1,18 +1,34 @@
-"""What tests share: one real broker for the whole session, and topics of their own on it."""
+"""What tests share: one real broker for a session, topics of their own on it, and how properties are tried."""
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import for_code
+from hypothesis import settings
 
 from connectors.kafka.broker import Broker
+
+# No deadline for an example: on a busy machine any of them may be slow, which is no fault of the code.
+settings.register_profile("headrace", deadline=None)
+settings.load_profile("headrace")
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the program once: tests start it by the hundred, also where Python is told to keep no bytecode."""
+    if not hasattr(config, "workerinput"):
+        for package in ("engine", "connectors", "functions", "benchmarks"):
+            compileall.compile_dir(ROOT / package, quiet=2)
 
 
 @dataclass(frozen=True)
@@ -29,7 +45,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker | Extern
     if given:
         yield ExternalBroker(given)
         return
-    with Broker(tmp_path_factory.mktemp("broker"), port=0) as embedded:
+    with Broker(tmp_path_factory.mktemp("broker"), port=0, brief=True) as embedded:
         yield embedded
 
 

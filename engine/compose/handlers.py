@@ -59,9 +59,9 @@ class EventSettings:
 
     ``root`` is where these start and import from (the working directory when left out), ``variables`` are their
     environment variables. ``logs`` gives the log of a new process of the function of that name; without it, output
-    is thrown away. ``on_report`` hears of every invocation, ``on_throttle`` of those for
-    which there was no process. ``bootstrap_servers`` (comma-joined) and
-    ``event_source`` are what Kafka events say, ``event_source_arn`` what all events say.
+    is thrown away. ``on_report`` hears of each invocation, ``on_throttle`` of those for which there was no process.
+    ``takes_rows``: there is a sink for an answer's rows. ``bootstrap_servers`` (comma-joined) and ``event_source``
+    are what Kafka events say, ``event_source_arn`` what all events say.
     """
 
     function_name: str = "headrace"
@@ -73,6 +73,7 @@ class EventSettings:
     idle_seconds_max: float = 300.0
     root: Path | None = None
     reports_item_failures: bool = False
+    takes_rows: bool = True
     bootstrap_servers: str = ""
     event_source: str = EVENT_SOURCES[0]
     event_source_arn: str | None = None
@@ -175,7 +176,9 @@ def _event_handler(
         on_report=settings.on_report or _unheard,
         on_throttle=settings.on_throttle,
     )
-    return EventHandler(pool, spec, source, reports_item_failures=settings.reports_item_failures)
+    return EventHandler(
+        pool, spec, source, reports_item_failures=settings.reports_item_failures, takes_rows=settings.takes_rows
+    )
 
 
 def _starter(runtime: str, command: Sequence[str]) -> Starter:

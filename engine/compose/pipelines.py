@@ -29,7 +29,9 @@ from engine.config import (
     FunctionConfig,
     PipelineConfig,
     batch_size,
+    batching_window,
 )
+from engine.config_sinks import NoSinkConfig
 from engine.context import Context
 from engine.decoding import Decoders
 from engine.errors import ConfigError, HeadraceError
@@ -173,6 +175,7 @@ def _events(name: str, function: FunctionConfig, config: PipelineConfig, shared:
         idle_seconds_max=function.idle_seconds_max,
         root=function.root,
         reports_item_failures=bool(config.source.function_response_types),
+        takes_rows=not isinstance(config.sink, NoSinkConfig),
         bootstrap_servers=shared.settings.bootstrap,
         event_source=function.event_source,
         event_source_arn=function.event_source_arn,
@@ -244,7 +247,7 @@ def _batcher(config: PipelineConfig, handler: Handler, payload_bytes_max: int) -
     def make() -> Batcher:
         return Batcher(
             records_max=batch_size(config),
-            window_seconds=config.source.maximum_batching_window_in_seconds,
+            window_seconds=batching_window(config),
             payload_bytes_max=payload_bytes_max,
             payload=payload_of(handler),
         )

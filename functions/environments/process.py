@@ -21,10 +21,12 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from functions.environments.contract import LogSink
+from functions.environments.warden import VARIABLE, end_marked
 
 log = logging.getLogger("headrace.functions")
 
@@ -47,7 +49,8 @@ class Warden:
     Called from the spawner's thread and from event loops.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
         self._groups: set[int] = set()
         self._program: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -89,7 +92,14 @@ class Warden:
             except OSError:  # it has died, or is stuck
                 self._program.kill()
                 self._stop()
-        command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("warden.py")), str(os.getpid())]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(Path(__file__).with_name("warden.py")),
+            str(os.getpid()),
+            self._mark,
+        ]
         self._program = subprocess.Popen(  # noqa: S603  # our own program
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0, start_new_session=True, cwd="/"
         )
@@ -113,7 +123,9 @@ class Spawner:
     """Starts processes, one at a time, from a thread of its own. There is one for each engine: `spawner`."""
 
     def __init__(self) -> None:
-        self.warden = Warden()
+        self._mark = uuid.uuid4().hex
+        self._started = 0
+        self.warden = Warden(self._mark)
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -140,6 +152,8 @@ class Spawner:
         """
         loop = asyncio.get_running_loop()
         started: asyncio.Future[subprocess.Popen[bytes]] = loop.create_future()
+        self._started += 1
+        mark = f"{self._mark}-{self._started}."
         ours = -1
         try:
             ours, theirs = os.pipe()
@@ -158,7 +172,7 @@ class Spawner:
                     stderr=theirs,
                     pass_fds=inherited,
                     cwd=root,
-                    env=dict(variables),
+                    env={**variables, VARIABLE: mark},
                     start_new_session=True,
                 )
                 try:
@@ -189,7 +203,7 @@ class Spawner:
         except BaseException:
             os.close(ours)
             raise
-        return Process(child, ours, log, self.warden)
+        return Process(child, ours, log, self.warden, mark)
 
     def _put(self, job: Callable[[], None]) -> None:
         if self._thread is None:
@@ -243,14 +257,17 @@ def spawner() -> Spawner:
 class Process:
     """A running process and its group. Belongs to the event loop that it was started on."""
 
-    def __init__(self, child: subprocess.Popen[bytes], output: int, log: LogSink, warden: Warden) -> None:
+    def __init__(
+        self, child: subprocess.Popen[bytes], output: int, log: LogSink, warden: Warden, mark: str
+    ) -> None:
         self._child = child
+        self._mark = mark
         self._output = output
         self._log = log
         self._warden = warden
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(output, self.read_output)
-        #: The exit code, or minus the signal that ended it; set when it is collected and its output read.
+        #: The exit code, or minus the signal that ended it; set when it is collected, and its strays are gone.
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._descendants_bytes = 0
         self._descendants_due = -math.inf
@@ -312,7 +329,17 @@ class Process:
         for _ in range(_LAST_OUTPUT_BYTES_MAX // _PIPE_BYTES):
             self.read_output()
         self._close_output()
-        self.ended.set_result(status)
+        # What has left the group and lost its parents is still known by its mark; looking takes milliseconds.
+        threading.Thread(target=self._end_strays, args=(status,), name="headrace-strays", daemon=True).start()
+
+    def _end_strays(self, status: int) -> None:
+        end_marked(self._mark)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._set_ended, status)
+
+    def _set_ended(self, status: int) -> None:
+        if not self.ended.done():
+            self.ended.set_result(status)
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

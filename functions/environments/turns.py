@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Final
 import orjson
 
 from engine.errors import FunctionError
+from functions.environments.inside import trace_id
 
 #: Of an error's message, type and stack trace, in characters and frames.
 MESSAGE_CHARS_MAX = 256 * 1024
@@ -26,12 +26,6 @@ TYPE_CHARS_MAX = 256
 FRAMES_MAX = 1000
 
 _OK: Final = b'{"status":"OK"}\n'
-
-
-def trace_id() -> str:
-    """A trace header in X-Ray's form, of a trace that is not sampled."""
-    root = random.getrandbits(96)
-    return f"Root=1-{int(time.time()):08x}-{root:024x};Sampled=0"
 
 
 @dataclass(slots=True, eq=False)

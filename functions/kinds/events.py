@@ -50,12 +50,20 @@ class EventHandler:
     wants_columns = False
 
     def __init__(
-        self, invoker: Invoker, spec: FunctionSpec, source: EventSource, *, reports_item_failures: bool = False
+        self,
+        invoker: Invoker,
+        spec: FunctionSpec,
+        source: EventSource,
+        *,
+        reports_item_failures: bool = False,
+        takes_rows: bool = True,
     ) -> None:
+        """``takes_rows``: there is a sink; without one a member "rows" of an answer means nothing, as on AWS."""
         self._invoker = invoker
         self._spec = spec
         self._source = source
         self._reports_item_failures = reports_item_failures
+        self._takes_rows = takes_rows
         self._payload: EventPayload = payload_for(source)
         self._label = f"{spec.handler or spec.name} (kind {source.kind})"
 
@@ -108,6 +116,7 @@ class EventHandler:
             invocation.batch,
             answer_of(reply),
             reports_item_failures=self._reports_item_failures,
+            takes_rows=self._takes_rows,
             window=invocation.window,
         )
 
@@ -121,7 +130,12 @@ class EventHandler:
             await self._invoker.warm()
         except FunctionError as error:
             if error.error_type != "Sandbox.Timedout" and not error.message.endswith("signal: killed"):
-                raise
+                raise FunctionError(
+                    f"the function cannot be started: {error.error_type}: {error.message}",
+                    error.error_type,
+                    error.stack_trace,
+                    hint="mend it and start again; the function's log has the lines that lead there",
+                ) from error
             log.warning("%s: %s; its first invocation starts another", self._label, error.message)
         except Throttled as error:
             log.warning("%s: %s", self._label, error.message)

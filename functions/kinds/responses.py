@@ -48,16 +48,19 @@ def read_response(
     response: object,
     *,
     reports_item_failures: bool,
+    takes_rows: bool = True,
     window: Window | None = None,
 ) -> Result:
     """The result that an answer stands for. ``response`` is parsed JSON, ``label`` names the function.
 
     ``reports_item_failures``: the function is configured to report failed records. Then the lowest one that it
     names is the result's ``failed_from``, and rows of it and of what follows are left out. Raises ItemFailures
-    where the answer fails the whole batch, and HandlerError for rows or a state that cannot be used.
+    where the answer fails the whole batch, and HandlerError for rows or a state that cannot be used. Without
+    ``takes_rows`` a member "rows" is one that nobody asks for.
     """
     if kind == "firehose":
-        return read_transformed(label, batch, response)
+        result = read_transformed(label, batch, response)
+        return result if takes_rows else Result(faults=result.faults, dropped=result.dropped)
     members = response if isinstance(response, dict) else {}
     state = None if window is None else _state(label, response)
     failed_from: int | None = None
@@ -70,6 +73,8 @@ def read_response(
             'function_response_types = ["ReportBatchItemFailures"] makes it count',
             label,
         )
+    if not takes_rows:
+        return Result(failed_from=failed_from, state=state)
     rows = _rows(label, kind, batch, members.get("rows"))
     if rows is not None and failed_from is not None:
         rows = _rows_before(label, rows, failed_from)

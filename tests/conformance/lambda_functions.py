@@ -106,7 +106,7 @@ VARIABLES = Section(
             "variables-trace",
             "_X_AMZN_TRACE_ID is the invocation's trace.",
             "documented",
-            differs("for provided programs alone"),
+            SAME,
             at(_RIC, _CONTEXT, "unit/runtime_api::trace_ids_differ_and_begin_with_the_time"),
         ),
         Row(

@@ -163,9 +163,9 @@ def _variables(environ: dict[str, str], root: Path, stream: str) -> None:
     }
     assert {name: environ.get(name) for name in expected} == expected
     assert Path(environ["LAMBDA_RUNTIME_DIR"]).is_dir()
-    # Neither is there for Python, which is called over a socket of its own.
+    assert environ["_X_AMZN_TRACE_ID"].startswith("Root=1-")
+    # Not there for Python, which is called over a socket of its own.
     assert "AWS_LAMBDA_RUNTIME_API" not in environ
-    assert "_X_AMZN_TRACE_ID" not in environ
 
 
 def test_awss_own_variables_can_be_given() -> None:

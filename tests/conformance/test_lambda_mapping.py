@@ -20,7 +20,14 @@ from engine.batch import from_rows
 from engine.batching import Batcher
 from engine.compose.handlers import ENVELOPE_BYTES_MAX, EventSettings, build_handler, payload_of
 from engine.compose.pipelines import _policy
-from engine.config import PAYLOAD_BYTES_MAX, FunctionConfig, PipelineConfig, SourceConfig, batch_size
+from engine.config import (
+    PAYLOAD_BYTES_MAX,
+    FunctionConfig,
+    PipelineConfig,
+    SourceConfig,
+    batch_size,
+    batching_window,
+)
 from engine.errors import Throttled
 from engine.failing import AGE_EXCEEDED
 from engine.filters import FilterCriteria
@@ -104,7 +111,8 @@ def test_defaults_are_awss() -> None:
     assert (made.tumbling_window_in_seconds, made.function_response_types) == (0, ())
     assert (made.destination_config.on_failure, made.filter_criteria.filters) == (None, ())
     assert [batch_size(mapping(kind)) for kind in ("kinesis", "dynamodb", "kafka")] == [100] * 3
-    assert made.maximum_batching_window_in_seconds == 0.5
+    windows = [batching_window(mapping(kind)) for kind in ("kinesis", "dynamodb", "kafka")]
+    assert windows == [0.5, 0.5, 0.5]
     assert function().memory_size == 128
     assert mapping().enabled
 
@@ -124,7 +132,7 @@ def test_awss_mode_takes_five_filters_and_whole_seconds() -> None:
         with pytest.raises(ValidationError):
             PipelineConfig(**{**given, "compatibility": "aws"})
     plain = mapping("kafka").model_dump(by_alias=True)
-    assert PipelineConfig(**{**plain, "compatibility": "aws"}).source.maximum_batching_window_in_seconds == 0.5
+    assert batching_window(PipelineConfig(**{**plain, "compatibility": "aws"})) == 0.5
 
 
 def test_a_start_in_the_future_is_taken() -> None:

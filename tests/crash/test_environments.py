@@ -25,12 +25,12 @@ from functions.environments.pool import EnvironmentPool
 from functions.environments.process import spawner
 from functions.environments.python import PythonStarter
 from functions.kinds import kinesis
+from tests.forms import IS_CRASH_LONG
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
-IS_LONG = os.environ.get("HEADRACE_CRASH") == "long"
-SECONDS = 60.0 if IS_LONG else 3.0
-ENVIRONMENTS = 50 if IS_LONG else 12
+SECONDS = 60.0 if IS_CRASH_LONG else 3.0
+ENVIRONMENTS = 50 if IS_CRASH_LONG else 12
 KILLS_PER_SECOND = 20.0
 ENVELOPE = kinesis.envelope(kinesis.KinesisStream("clicks", "us-east-1"))
 SEED = int(os.environ.get("HEADRACE_SEED", "7"))

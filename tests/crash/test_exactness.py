@@ -25,16 +25,16 @@ import pytest
 from connectors.kafka.broker import Broker
 from tests.crash.engine_process import EngineProcess
 from tests.crash.events import Producing, Reader, check_rows, duckdb_rows, make_topic, parquet_rows
+from tests.forms import IS_CRASH_LONG
 from tests.integration.kafka_output import committed
 
 pytestmark = [pytest.mark.crash, pytest.mark.broker, pytest.mark.timeout(1800)]
 
-LONG = os.environ.get("HEADRACE_CRASH") == "long"
 SEED = int(os.environ.get("HEADRACE_CRASH_SEED", "20261123"))
-EVENTS_MIN = 400_000 if LONG else 60_000
-KILLS = 25 if LONG else 5
+EVENTS_MIN = 400_000 if IS_CRASH_LONG else 30_000
+KILLS = 25 if IS_CRASH_LONG else 2
 PER_SECOND = 3_000
-PHASE_KILLS = 2 if LONG else 1
+PHASE_KILLS = 2 if IS_CRASH_LONG else 1
 
 CONFIG = """
 [kafka]
@@ -75,7 +75,7 @@ commit_interval_max_seconds = 0.1"""
 @pytest.fixture(scope="module")
 def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker that these tests may kill."""
-    with Broker(tmp_path_factory.mktemp("crash-broker"), port=0) as broker:
+    with Broker(tmp_path_factory.mktemp("crash-broker"), port=0, brief=True) as broker:
         yield broker
 
 
@@ -177,9 +177,11 @@ def test_duckdb_is_exact_whatever_dies(world: World) -> None:
 @pytest.mark.parametrize("world", [pytest.param(KAFKA, id="kafka")], indirect=True)
 def test_kafka_is_exact_whatever_dies(world: World) -> None:
     """Killed at random moments and in every phase, with two members at once; read with read_committed."""
-    last = kill_at_random(world, KILLS if LONG else 2)
-    kill_in_phases(world, ["handler", "begin", "written", "committed", "recovering"] if LONG else ["written"])
-    if LONG:
+    last = kill_at_random(world, KILLS)
+    kill_in_phases(
+        world, ["handler", "begin", "written", "committed", "recovering"] if IS_CRASH_LONG else ["written"]
+    )
+    if IS_CRASH_LONG:
         kill_broker(world)
         two_members(world)
     world.catch_up()

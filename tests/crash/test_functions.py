@@ -22,13 +22,13 @@ from connectors.kafka.broker import Broker
 from tests.conftest import ExternalBroker
 from tests.crash.engine_process import EngineProcess
 from tests.crash.events import Producing, check_rows, make_topic, parquet_rows
+from tests.forms import IS_CRASH_LONG
 
 pytestmark = [pytest.mark.crash, pytest.mark.broker, pytest.mark.timeout(1800)]
 
-LONG = os.environ.get("HEADRACE_CRASH") == "long"
 SEED = int(os.environ.get("HEADRACE_CRASH_SEED", "20261123"))
-EVENTS_MIN = 200_000 if LONG else 24_000
-KILLS = 20 if LONG else 3
+EVENTS_MIN = 200_000 if IS_CRASH_LONG else 14_000
+KILLS = 20 if IS_CRASH_LONG else 2
 PER_SECOND = 2_000
 
 #: After the engine's death nothing of its environments is left for longer.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import signal
 import time
@@ -28,14 +27,13 @@ from connectors.kafka.source import Fetching, KafkaSource
 from engine.clock import SystemClock
 from engine.errors import BrokerUnavailable, ShardLost
 from tests.conformance.source_suite import Owner
+from tests.forms import IS_CRASH_LONG
 from tests.integration.cluster_requests import ClusterAdmin
 from tests.integration.support import POLL_SECONDS, SECONDS_MAX, Project, Running, pipeline
 
-LONG = os.environ.get("HEADRACE_CRASH") == "long"
-
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.crash]
 
-long_form = pytest.mark.skipif(not LONG, reason="a longer part, run by HEADRACE_CRASH=long")
+long_form = pytest.mark.skipif(not IS_CRASH_LONG, reason="a longer part, run by HEADRACE_CRASH=long")
 
 #: Each broker leads one partition, and holds all.
 SPREAD = {0: [1, 2, 3], 1: [2, 3, 1], 2: [3, 1, 2]}
@@ -273,7 +271,7 @@ async def test_leaders_that_change(brokers: Broker, admin: ClusterAdmin, topic: 
         Reading(brokers.bootstrap, topic, "getmany") as getmany,
     ):
         await go_on(producing, (raw, getmany))
-        for replicas in moves * (5 if LONG else 1):
+        for replicas in moves * (5 if IS_CRASH_LONG else 1):
             await admin.lead(topic, replicas)
             await go_on(producing, (raw, getmany))
         ends = await producing.finish()

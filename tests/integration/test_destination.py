@@ -154,7 +154,7 @@ async def test_a_record_too_large_is_a_refusal(broker: Broker | ExternalBroker, 
 
 async def test_a_broker_that_dies_and_returns(tmp_path: Path) -> None:
     """While the broker is away a delivery ends in its bound, and after its return the next one arrives."""
-    async with Broker(tmp_path / "broker", port=0) as broker:
+    async with Broker(tmp_path / "broker", port=0, brief=True) as broker:
         target = destination(broker.bootstrap, "failed", "source", deliver_seconds_max=3.0)
         await target.deliver([record(1)])
         await asyncio.to_thread(broker.kill)

@@ -271,10 +271,6 @@ def test_a_handler_that_raises_shows_the_payload_of_aws(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["app.rows", "none.jsonl", "--kind", "rows"], "error: cannot read none.jsonl: No such file or directory"),
-        (["app.rows", ".", "--kind", "rows"], "error: cannot read .: Is a directory"),
-        (["app.rows", "--kind", "rows"], "error: EVENTS.jsonl is missing"),
-        (["app.rows", "my events.jsonl"], "error: --kind is missing; kinds are kinesis, kafka, dynamodb, "),
-        (["app.rows", "my events.jsonl", "--kind", "row"], "error: there is no handler kind 'row'"),
         (["app.nothing", "my events.jsonl", "--kind", "rows"], "has no 'nothing'"),
         (["app.bad", "my events.jsonl", "--kind", "rows"], "row 1 is a str: 'no dict'; each row has to be a dict"),
         (
@@ -282,15 +278,6 @@ def test_a_handler_that_raises_shows_the_payload_of_aws(folder: Path) -> None:
             "Task timed out after 0.10 seconds",
         ),
         (["my events.jsonl", "--kind", "sql", "--query", "SELECT nope FROM batch"], 'column "nope" not found'),
-        (["SELECT 1 FROM batch", "my events.jsonl", "--kind", "sql"], "the query goes with --query:"),
-        (["my events.jsonl", "--kind", "sql"], "error: kind sql takes a query over `batch`, and no handler"),
-        (["app.rows", "-", "--kind", "rows", "--columns", "a"], "error: --columns: 'a' is not a name and a type"),
-        (["app.rows", "-", "--kind", "rows", "--columns", "a INT, a INT"], "error: --columns: 'a' is given twice"),
-        (
-            ["app.kafka", "-", "--kind", "kafka", "--columns", "a INT"],
-            "--columns is for kinds that are called with",
-        ),
-        (["app.rows", "-", "--kind", "rows", "--columns", "a INT", "--format", "raw"], "goes with --format json"),
         (["app.none", "my events.jsonl", "--kind", "kafka"], "Runtime.HandlerNotFound: Handler 'none' missing"),
         (["ap.kafka", "my events.jsonl", "--kind", "kafka"], "there is no module 'ap'"),
     ],
@@ -305,6 +292,19 @@ def test_what_the_user_can_mend_is_exit_code_2(folder: Path, arguments: list[str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["app.rows", ".", "--kind", "rows"], "error: cannot read .: Is a directory"),
+        (["app.rows", "--kind", "rows"], "error: EVENTS.jsonl is missing"),
+        (["app.rows", "my events.jsonl"], "error: --kind is missing; kinds are kinesis, kafka, dynamodb, "),
+        (["app.rows", "my events.jsonl", "--kind", "row"], "error: there is no handler kind 'row'"),
+        (["SELECT 1 FROM batch", "my events.jsonl", "--kind", "sql"], "the query goes with --query:"),
+        (["my events.jsonl", "--kind", "sql"], "error: kind sql takes a query over `batch`, and no handler"),
+        (["app.rows", "-", "--kind", "rows", "--columns", "a"], "error: --columns: 'a' is not a name and a type"),
+        (["app.rows", "-", "--kind", "rows", "--columns", "a INT, a INT"], "error: --columns: 'a' is given twice"),
+        (
+            ["app.kafka", "-", "--kind", "kafka", "--columns", "a INT"],
+            "--columns is for kinds that are called with",
+        ),
+        (["app.rows", "-", "--kind", "rows", "--columns", "a INT", "--format", "raw"], "goes with --format json"),
         (["app.rows", "-", "--kind", "rows", "--memory-size", "256"], "--memory-size is for functions that run in"),
         (
             ["app.kafka", "-", "--kind", "kafka", "--environment", "9=x"],
@@ -315,10 +315,10 @@ def test_what_the_user_can_mend_is_exit_code_2(folder: Path, arguments: list[str
         (["-", "--kind", "kafka", "--command", " "], "--command is empty"),
     ],
 )
-def test_options_of_the_functions_process_are_checked(
+def test_what_is_malformed_is_refused_before_anything_starts(
     folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    """Options that are malformed, or for other kinds, are refused before anything starts."""
+    """Options that are malformed, missing, or for other kinds: exit code 2 and one clear message."""
     monkeypatch.chdir(folder)
     app = typer.Typer()
     app.command()(invoke)

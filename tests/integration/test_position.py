@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime as dt
 import signal
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from connectors.kafka.broker import Broker
 from engine.cli.position import parse_target
 from engine.errors import UserError
 from tests.conftest import ExternalBroker, TopicFactory
-from tests.integration.support import Ended, Project, pipeline
+from tests.integration.support import POLL_SECONDS, SECONDS_MAX, Ended, Project, pipeline
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -112,17 +115,24 @@ async def test_show_works_beside_a_running_pipeline(project: Project, topic: Top
     name = await _filled(project, topic, "parquet", (4,))
     async with project.running() as running:
         await running.says("starts at offset 0")
-        await _reached(project, 4)
+        await _until(lambda: _rows_are(project, 4))
+        assert await _positions(project) == [4]
         await project.produce(name, {0: _values(4, 6)})
-        await _reached(project, 6)
+        await _until(lambda: _rows_are(project, 6))
+        assert await _positions(project) == [6]
         assert "another owner" not in running.err
     assert len(project.rows("parquet")) == 6
 
 
-async def _reached(project: Project, position: int) -> None:
-    deadline = time.monotonic() + 60
-    while (found := await _positions(project)) != [position]:
-        assert time.monotonic() < deadline, f"{found} is not {position}"
+async def _until(holds: Callable[[], Awaitable[bool]]) -> None:
+    deadline = time.monotonic() + SECONDS_MAX
+    while not await holds():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _rows_are(project: Project, count: int) -> bool:
+    return len(project.rows("parquet")) == count
 
 
 async def test_a_duckdb_file_in_use_is_named_with_its_holder(project: Project, topic: TopicFactory) -> None:
@@ -206,10 +216,8 @@ async def test_offsets_outside_of_the_log_are_refused(project: Project, topic: T
     beyond = await _set(project, "--to", "7", "--skip")
     assert beyond.code == 2
     assert f"{name}-0: offset 7 is not in the log, which has 0 to 6" in beyond.err
-    admin = AIOKafkaAdminClient(bootstrap_servers=project.bootstrap)
-    await admin.start()
-    await admin.delete_records({TopicPartition(name, 0): RecordsToDelete(before_offset=4)})
-    await admin.close()
+    async with _admin(project) as admin:
+        await admin.delete_records({TopicPartition(name, 0): RecordsToDelete(before_offset=4)})
     [shard] = await _shards(project)
     assert (shard["log_start"], shard["lag"]) == (4, 2)
     assert shard["note"] == "2 offsets are lost: the log starts at 4"
@@ -239,8 +247,9 @@ async def test_without_a_sink_the_group_offset_moves_either_way_while_nobody_run
 ) -> None:
     """A group with members is refused with exit code 3; an empty one is moved back: records are handled again."""
     name = await _filled(project, topic, None, (5,))
-    async with project.running() as running:
-        await _reached(project, 5)
+    async with project.running() as running, _admin(project) as admin:
+        await _until(lambda: _group_is_at(admin, name, 5))
+        assert await _positions(project) == [5]
         refused = await _set(project, "--to", "3")
         assert refused.code == 3, refused.err
         assert "consumer group 'headrace-clicks' has members" in refused.err
@@ -255,6 +264,23 @@ async def test_without_a_sink_the_group_offset_moves_either_way_while_nobody_run
     lines = (project.directory / NOTES).read_text().split()
     assert len(lines) == 7
     assert len(set(lines)) == 5
+
+
+@contextlib.asynccontextmanager
+async def _admin(project: Project) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=project.bootstrap)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def _group_is_at(admin: AIOKafkaAdminClient, topic: str, offset: int) -> bool:
+    """Whether the pipeline has committed so far, as the broker knows it."""
+    offsets = await admin.list_consumer_group_offsets("headrace-clicks")
+    found = offsets.get(TopicPartition(topic, 0))
+    return found is not None and found.offset == offset
 
 
 async def test_what_is_asked_has_to_exist(project: Project, topic: TopicFactory) -> None:
@@ -279,13 +305,9 @@ async def test_a_recreated_topic_is_left_to_the_pipeline(project: Project, topic
     project.configure({"clicks": pipeline(name, "parquet", on_recreated_topic="restart")})
     await project.produce(name, {0: _values(0, 3)})
     assert (await project.run()).code == 0
-    admin = AIOKafkaAdminClient(bootstrap_servers=project.bootstrap)
-    await admin.start()
-    try:
+    async with _admin(project) as admin:
         await admin.delete_topics([name])
         await _recreated(admin, name)
-    finally:
-        await admin.close()
     for arguments in (("show",), ("set", "--pipeline", "clicks", "--to", "earliest")):
         ended = await _position(project, *arguments)
         assert ended.code == 2, ended.err

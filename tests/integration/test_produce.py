@@ -354,7 +354,7 @@ def test_a_broker_that_restarts(tmp_path: Path) -> None:
     """The broker is killed and started again in the middle: every event is there once, in order."""
     file = tmp_path / "e.txt"
     file.write_bytes(b"".join(b"%d\n" % n for n in range(60_000)))
-    with Broker(tmp_path / "broker", port=0) as broker:
+    with Broker(tmp_path / "broker", port=0, brief=True) as broker:
         process = subprocess.Popen(
             [*COMMAND, "t", str(file), "--json", "--rate", "10000", "--bootstrap", broker.bootstrap],
             stdout=subprocess.PIPE,

@@ -220,7 +220,7 @@ async def test_awslambdaric_sees_the_context_and_the_variables_of_aws(monkeypatc
         assert variables["AWS_LAMBDA_INITIALIZATION_TYPE"] == "on-demand"
         assert re.fullmatch(r"Root=1-[0-9a-f]{8}-[0-9a-f]{24};Sampled=0", variables["_X_AMZN_TRACE_ID"])
         assert "AWS_EXECUTION_ENV" not in variables
-        assert not [name for name in variables if name.startswith("HEADRACE_")]
+        assert [name for name in variables if name.startswith("HEADRACE_")] == ["HEADRACE_ENVIRONMENT"]
 
 
 def test_a_log_stream_that_has_a_name_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:

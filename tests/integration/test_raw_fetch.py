@@ -448,7 +448,7 @@ async def test_out_of_range_on_both_sides(broker: Broker, topic: TopicFactory) -
 
 async def test_a_broker_that_dies_and_comes_back(tmp_path: Path) -> None:
     """Reading goes on where it was, and what comes while it is away arrives afterwards."""
-    async with Broker(tmp_path / "broker", port=0) as broker:
+    async with Broker(tmp_path / "broker", port=0, brief=True) as broker:
         admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
         await admin.start()
         await admin.create_topics([NewTopic("t", 1, 1)])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 import trustme
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from cryptography.hazmat.primitives import serialization
 
@@ -101,6 +101,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         port=0,
         listeners={"TLS": "SSL", "MUTUAL": "SSL", "LOGIN": "SASL_PLAINTEXT", "SECURE": "SASL_SSL"},
         extra_properties=_properties(authority),
+        brief=True,
     )
     with broker:
         _add_scram_user(broker.bootstrap)
@@ -199,15 +200,42 @@ def _accepted(secured: Secured, case: str) -> dict[str, object]:
     ],
 )
 def test_a_topic_reaches_parquet_over_each_kind_of_listener(secured: Secured, tmp_path: Path, case: str) -> None:
-    """Every record is there once; neither --verbose nor the configuration as checked shows the password."""
+    """Every record is there once; --verbose does not show the password."""
     file = _configuration(tmp_path, _accepted(secured, case))
     done, _ = _run("run", file, "--until-caught-up", "--verbose")
     assert done.returncode == 0, done.stderr
     assert _ids(tmp_path) == list(range(RECORDS))
+
+
+@pytest.mark.parametrize("case", ["TLS", "SASL_PLAINTEXT PLAIN", "SASL_SSL SCRAM-SHA-512"])
+def test_the_configuration_as_checked_does_not_show_the_password(
+    secured: Secured, tmp_path: Path, case: str
+) -> None:
+    """Where there is one, asterisks stand for it."""
+    file = _configuration(tmp_path, _accepted(secured, case))
     for arguments in (("check", file), ("check", file, "--json")):
         checked, _ = _run(*arguments)
         assert checked.returncode == 0, checked.stderr
         assert ("**********" in checked.stdout) == case.startswith("SASL")
+
+
+async def test_a_listener_with_a_password_lets_its_users_in_only(secured: Secured) -> None:
+    """A further listener is configured by extra properties, which nobody else may read, and found by its name."""
+    assert (secured.broker.data / "server.properties").stat().st_mode & 0o077 == 0
+    options = {
+        "bootstrap_servers": secured.broker.address("LOGIN"),
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_username": USER,
+    }
+    consumer = AIOKafkaConsumer(**options, sasl_plain_password=PASSWORD)
+    await consumer.start()
+    assert TOPIC in await consumer.topics()
+    await consumer.stop()
+    refused = AIOKafkaConsumer(**options, sasl_plain_password=WRONG)
+    with pytest.raises(Exception, match=r"Authentication failed|Unable to bootstrap"):
+        await refused.start()
+    await refused.stop()
 
 
 def test_the_password_may_come_from_the_environment(secured: Secured, tmp_path: Path) -> None:

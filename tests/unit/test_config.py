@@ -410,3 +410,24 @@ def test_a_functions_variables_are_shown_nowhere() -> None:
     function = config.pipelines["p"].function
     assert function is not None
     assert function.environment["API_KEY"].get_secret_value() == "open sesame"
+
+
+def test_no_fault_shows_a_functions_variable() -> None:
+    """Neither a value of another type nor a whole that is no table."""
+    for given in ("{ SS = 77777 }", '"SS=77777"', "{ SS = [77777] }"):
+        found = faults(SOURCE + KINESIS + f"environment = {given}")
+        assert found
+        assert "77777" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compatibility", "seconds"),
+    [("kinesis", "headrace", 0.5), ("kinesis", "aws", 0.0), ("dynamodb", "aws", 0.0), ("kafka", "aws", 0.5)],
+)
+def test_the_batching_window_is_aws_s_where_its_terms_are_asked_for(
+    kind: str, compatibility: str, seconds: float
+) -> None:
+    """Left out, it is half a second, or AWS's default for the kind; `check` shows which."""
+    text = f'[pipelines.p]\ncompatibility = "{compatibility}"\n' + SOURCE + KINESIS.replace("kinesis", kind)
+    config = parse(tomllib.loads(text))
+    assert config.pipelines["p"].source.maximum_batching_window_in_seconds == seconds

@@ -21,6 +21,7 @@ from engine.batch import Stream
 from engine.clock import SystemClock
 from engine.errors import ConfigError, DataError, RecreatedTopic, ShardLost, SinkMismatch
 from engine.protocols import Counts, FailedRecord, Outcome
+from tests.forms import examples
 
 STREAM = Stream("cluster", "clicks", "id-1", 3)
 
@@ -191,7 +192,7 @@ class Play:
 
 
 @settings(
-    max_examples=25,
+    max_examples=examples(15, 400),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,

@@ -22,6 +22,7 @@ from engine.batch import Stream
 from engine.clock import SystemClock
 from engine.errors import RowsRefused, SinkMismatch
 from engine.protocols import Counts, Outcome
+from tests.forms import examples
 
 STREAM = Stream("cluster", "changes", "id-1", 3)
 DATA = Path(os.environ.get("HEADRACE_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -212,7 +213,10 @@ CHANGE = st.tuples(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=examples(20, 400),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
 )
 @given(commits=st.lists(st.lists(CHANGE, min_size=1, max_size=6), min_size=1, max_size=6))
 def test_any_changes_in_any_commits_equal_the_oracle(

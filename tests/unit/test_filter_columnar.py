@@ -6,7 +6,6 @@ import ctypes
 import json
 import math
 import mmap
-import os
 import random
 import subprocess
 import sys
@@ -25,12 +24,11 @@ from engine.filters import FilterCriteria, codes, entry
 from engine.filters.columnar import Columnar, Conditions, ordered
 from engine.filters.json_text import DEPTH_MAX
 from engine.filters.pattern import Pattern
+from tests.forms import examples
 from tests.unit.filter_worlds import world
 
-LONG = os.environ.get("HEADRACE_FUZZ") == "long"
-
 #: Generated filters with a batch each, of a fixed seed; HEADRACE_FUZZ=long tries many more.
-WORLDS = 100_000 if LONG else 1_000
+WORLDS = examples(500, 100_000)
 
 CLICK = (
     b'{"event_id":"evt-000000000001","user_id":5412877,"session":"9f3c51d2a0b7","type":"click",'

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import random
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from connectors.kafka.kernel import codes, primitives
 from connectors.kafka.record_batches import RecordBatches
 from engine.batch import Batch
 from engine.errors import CorruptRecords
+from tests.forms import IS_FUZZ_LONG, examples
 from tests.unit.hostile_bytes import (
     HOSTILE_NUMBERS,
     HOSTILE_VARINTS,
@@ -54,11 +54,10 @@ from tests.unit.record_bytes import (
     theirs,
 )
 
-IS_LONG = os.environ.get("HEADRACE_FUZZ") == "long"
-ROUNDS = 1_000_000 if IS_LONG else 20_000
+ROUNDS = examples(10_000, 1_000_000)
 SEED = 20_261_123
 
-long_test = pytest.mark.timeout(7_200 if IS_LONG else 300)
+long_test = pytest.mark.timeout(7_200 if IS_FUZZ_LONG else 300)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mprotect"), reason="needs mprotect")
@@ -208,7 +207,7 @@ def test_a_run_of_batches_gives_what_each_gives_alone() -> None:
     """Of several batches, with faults in any: all records of those before the first fault, then its error."""
     chance = random.Random(SEED + 4)
     outcomes = {"refused": 0, "refused behind others": 0, "read": 0}
-    for number in range(ROUNDS if IS_LONG else ROUNDS // 4):
+    for number in range(ROUNDS if IS_FUZZ_LONG else ROUNDS // 4):
         frames: list[bytes] = []
         base = 0
         for _ in range(chance.randint(2, 7)):

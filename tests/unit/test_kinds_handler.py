@@ -14,7 +14,7 @@ import pytest
 
 from engine.batch import Batch, empty_records, from_rows
 from engine.context import Context
-from engine.errors import FunctionError
+from engine.errors import FunctionError, HandlerError, Throttled
 from engine.protocols import Fault, Invocation, Result, Window
 from functions.environments.contract import EventKind, FunctionSpec, Reply, Request
 from functions.kinds.events import EventHandler
@@ -179,3 +179,34 @@ def test_only_dynamodb_has_records_that_no_event_can_hold() -> None:
     [fault] = handler.faults(records)
     assert isinstance(fault, Fault)
     assert fault.offset == 5
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends"),
+    [
+        (FunctionError("Error: Task timed out after 10.00 seconds of initialisation", "Sandbox.Timedout"), False),
+        (FunctionError("Error: Runtime exited with error: signal: killed", "Runtime.ExitError"), False),
+        (Throttled("no environment can be started"), False),
+        (FunctionError("Error: Runtime exited with error: exit status 1", "Runtime.ExitError"), True),
+        (FunctionError("Handler 'handler' missing on module 'app'", "Runtime.HandlerNotFound"), True),
+        (FunctionError("no such table", "ValueError"), True),
+    ],
+    ids=["slow", "killed", "no-room", "left", "no-handler", "raised"],
+)
+async def test_an_init_fault_that_may_pass_ends_no_pipeline(
+    fault: HandlerError, ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, and the first invocation starts another environment, as on AWS; a fault of the code is raised."""
+
+    class Failing(Near):
+        async def warm(self) -> None:
+            raise fault
+
+    handler = EventHandler(Failing(lambda event: b"null"), SPEC, EventSource("kinesis", "eu-west-1", role="orders"))
+    if ends:
+        with pytest.raises(FunctionError, match=fault.message):
+            await handler.open()
+    else:
+        await handler.open()
+        assert fault.message in caplog.text
+        assert await handler.invoke(Invocation(batch(b"a"), None, CONTEXT)) == Result()

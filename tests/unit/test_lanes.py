@@ -179,6 +179,31 @@ async def test_a_stop_finishes_what_is_under_way_and_starts_nothing(world: Engin
     assert 2 not in [offset for offsets in gate.seen for offset in offsets]
 
 
+async def test_a_stop_during_a_lanes_pause_passes_none_of_its_records(world: EngineWorld) -> None:
+    """What a lane was about to try again is left to the next owner, and so is all that waits behind it."""
+    failing, fine = keys_of(2)
+    produce(world, [failing, fine, failing, fine])
+    tried: list[int] = []
+
+    def function(invocation: Invocation) -> Result:
+        tried.extend(invocation.batch.offsets.tolist())
+        if 0 in invocation.batch.offsets:
+            raise ValueError("for now")
+        return copy(invocation)
+
+    rules = policy(backoff_seconds=60, backoff_seconds_max=60)
+    async with world.shard(FunctionHandler(function), lanes=2, batch_size=1, rules=rules, sink=SINK) as (
+        shard,
+        task,
+    ):
+        await until(lambda: {0, 1, 3} <= set(tried))
+        await turns()
+        shard.stop()
+        await task
+    assert (world.position(), world.rows()) == (0, [])
+    assert 2 not in tried
+
+
 async def test_lanes_wait_for_the_window_that_batches_have(world: EngineWorld) -> None:
     """Each lane gathers its own batch until the batching window closes."""
     clock = world.clock

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from engine.failing import AGE_EXCEEDED, ITEM_FAILURES
 from engine.lanes import lane_of
 from engine.protocols import Invocation, Result
 from tests.clock import ManualClock
+from tests.forms import IS_CRASH_LONG
 from tests.unit.engine_world import EngineWorld, FunctionHandler, policy, rows_of
 
 NOW_SECONDS = FIRST_TIMESTAMP_MS / 1000 + 1_000
@@ -250,9 +250,8 @@ class Mapping(RuleBasedStateMachine):
         assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
 
 
-LONG = os.environ.get("HEADRACE_CRASH") == "long"
 Mapping.TestCase.settings = settings(
-    max_examples=1_500 if LONG else 60,
+    max_examples=1_500 if IS_CRASH_LONG else 60,
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -28,7 +28,7 @@ from tests.unit import test_lanes, test_mapping_model, test_pool, test_shard, te
 from tests.unit.engine_world import EngineWorld
 
 #: A test that does not end has failed.
-SECONDS_MAX = 3.0
+SECONDS_MAX = 1.0
 
 #: What a test that fails raises: an assertion of its own, `pytest.raises` in vain, or the engine's own error.
 FAILURES = (AssertionError, pytest.fail.Exception, Exception)

@@ -19,7 +19,7 @@ from engine.clock import SystemClock
 from engine.config import SchemaConfig
 from engine.decoding import Decoders
 from engine.errors import DataError, HandlerError, RowsRefused
-from engine.failing import describe
+from engine.failing import Cause, describe, failed_records
 from engine.output import Output
 from engine.processing import Processor
 from engine.protocols import Counts, FailedRecord, Fault, Invocation, Result
@@ -329,3 +329,9 @@ def test_errors_are_described_in_a_line() -> None:
     assert describe(HandlerError("it is so", hint="do this")) == "it is so"
     assert describe(ValueError("one\ntwo")) == "ValueError: one"
     assert describe(ValueError()) == "ValueError"
+
+
+def test_what_a_handler_said_is_kept_as_text() -> None:
+    """Half a surrogate pair in an error's message, which no sink can write, is written out."""
+    [failed] = failed_records(batch([b"v"]), {0: Cause("no \ud800 \U0001f600", "E\udfff", 1)})
+    assert (failed.reason, failed.error_type) == ("no \\ud800 \U0001f600", "E\\udfff")

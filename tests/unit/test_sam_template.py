@@ -28,6 +28,9 @@ from tests.unit.sam_stack import (
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "sam" / "orders"
 
+#: The sample's pipelines in the words of headrace.toml, folders relative to the sample.
+EXPECTED: dict[str, Any] = json.loads((SAMPLE / "headrace.json").read_text())
+
 
 def plain(value: object) -> Any:
     """A configuration's part as plain data, environment variables shown, what is left at its default left out."""
@@ -43,116 +46,6 @@ def stack(tmp_path: Path) -> Stack:
 # A whole template
 
 
-def expected_sample(root: Path) -> dict[str, object]:
-    """The sample's pipelines in the words of headrace.toml."""
-    common = {"STAGE": "dev", "LOG_LEVEL": "DEBUG"}
-    stream = "arn:aws:kinesis:eu-west-1:000000000000:stream/orders-dev"
-    orders = {
-        "handler": "shared.orders.lambda_handler",
-        "name": "orders-dev-handler",
-        "root": str(root / "src"),
-        "runtime": "python",
-        "timeout": 60,
-        "memory_size": 256,
-        "reserved_concurrency": 4,
-        "environment": {**common, "TABLE": "PaymentTable", "STREAM_ARN": stream, "RATIO": "0.5", "DEBUG": "true"},
-        "kind": "kinesis",
-    }
-    clicks = {
-        "kind": "kafka",
-        "handler": "main.handler",
-        "name": "ClicksFunction",
-        "root": str(root / "clicks"),
-        "timeout": 20,
-        "memory_size": 256,
-        "environment": common,
-    }
-    pipelines: dict[str, dict[str, Any]] = {
-        "OrdersFunction-Orders": {
-            "source": {
-                "topic": "orders-dev",
-                "batch_size": 200,
-                "maximum_batching_window_in_seconds": 1,
-                "parallelization_factor": 2,
-                "bisect_batch_on_function_error": True,
-                "maximum_retry_attempts": 2,
-                "maximum_record_age_in_seconds": 3600,
-                "function_response_types": ["ReportBatchItemFailures"],
-                "filter_criteria": {
-                    "filters": [
-                        {"pattern": '{"data": {"kind": ["order"]}}'},
-                        {"pattern": '{"data": {"total": [{"numeric": [">", 100]}]}}'},
-                    ]
-                },
-                "destination_config": {"on_failure": "kafka://failed-orders"},
-            },
-            "function": {**orders, "event_source_arn": stream},
-        },
-        "OrdersFunction-Replays": {
-            "source": {
-                "topic": "replays",
-                "starting_position": "AT_TIMESTAMP",
-                "starting_position_timestamp": "2026-01-01T00:00:00Z",
-                "maximum_batching_window_in_seconds": 0,
-            },
-            "function": orders,
-            "enabled": False,
-        },
-        "PaymentsFunction-Payments": {
-            "source": {
-                "topic": "PaymentTable",
-                "starting_position": "LATEST",
-                "batch_size": 10,
-                "maximum_batching_window_in_seconds": 0,
-                "tumbling_window_in_seconds": 60,
-            },
-            "function": {
-                "kind": "dynamodb",
-                "handler": "app.handler",
-                "name": "PaymentsFunction",
-                "root": str(root / "src" / "notify"),
-                "timeout": 20,
-                "memory_size": 128,
-                "environment": common,
-                "event_source_arn": "arn:aws:dynamodb:eu-west-1:000000000000:table/PaymentTable/stream/"
-                "1970-01-01T00:00:00.000",
-            },
-        },
-        "ClicksFunction-Msk": {
-            "source": {"topic": "clicks-dev", "starting_position": "LATEST"},
-            "function": {
-                **clicks,
-                "event_source": "aws:kafka",
-                "event_source_arn": "arn:aws:kafka:eu-west-1:000000000000:cluster/clicks/1f3a-1",
-            },
-            "consumer_group_id": "clicks-readers",
-        },
-        "ClicksFunction-Own": {"source": {"topic": "page.views", "batch_size": 1000}, "function": clicks},
-        "NativeFunction-Orders": {
-            "source": {
-                "topic": "orders-dev",
-                "starting_position": "LATEST",
-                "maximum_batching_window_in_seconds": 0,
-            },
-            "function": {
-                "kind": "kinesis",
-                "handler": "bootstrap",
-                "runtime": "provided",
-                "command": ["./bootstrap"],
-                "name": "NativeFunction",
-                "root": str(root / "native"),
-                "timeout": 20,
-                "memory_size": 256,
-                "environment": common,
-                "event_source_arn": stream,
-            },
-        },
-    }
-    for pipeline in pipelines.values():
-        pipeline["compatibility"] = "aws"
-    return {"kafka": {"bootstrap": "b-1.example.com:9092,b-2.example.com:9092"}, "pipelines": pipelines}
-
-
 def test_a_template_of_four_functions_is_exactly_this_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Globals, parameters, mappings, conditions, four kinds of streams, and a compiled program."""
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
@@ -161,7 +54,7 @@ def test_a_template_of_four_functions_is_exactly_this_configuration(monkeypatch:
         topics={"replay-stream-arn": "replays"},
         on_failure={"FailedOrders": "kafka://failed-orders"},
     )
-    assert read.config == config_file.parse(expected_sample(SAMPLE), directory=SAMPLE)
+    assert read.config == config_file.parse(EXPECTED, directory=SAMPLE)
     assert read.unsupported == []
     assert [line.split(":")[0] for line in read.ignored] == [
         "Globals.Function.Tracing",
@@ -224,7 +117,7 @@ SOURCE = [
     ("Kinesis", "MaximumBatchingWindowInSeconds", None, "maximum_batching_window_in_seconds", 0),
     ("DynamoDB", "MaximumBatchingWindowInSeconds", None, "maximum_batching_window_in_seconds", 0),
     ("MSK", "MaximumBatchingWindowInSeconds", 2, "maximum_batching_window_in_seconds", 2),
-    ("MSK", "MaximumBatchingWindowInSeconds", None, "maximum_batching_window_in_seconds", None),
+    ("MSK", "MaximumBatchingWindowInSeconds", None, "maximum_batching_window_in_seconds", 0.5),
     ("Kinesis", "ParallelizationFactor", 4, "parallelization_factor", 4),
     ("DynamoDB", "ParallelizationFactor", 10, "parallelization_factor", 10),
     ("Kinesis", "BisectBatchOnFunctionError", True, "bisect_batch_on_function_error", True),

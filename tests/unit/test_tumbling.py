@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import InternalError
+from engine.errors import BrokerUnavailable, InternalError
 from engine.protocols import Invocation, Result
 from engine.windows import WINDOW_STATE_BYTES_MAX, WindowChain
 from tests.clock import ManualClock, until
@@ -140,6 +141,51 @@ async def test_an_idle_window_waits_for_its_end(world: EngineWorld) -> None:
         assert function.finals == []
         await clock.advance(15)
         await until(lambda: function.finals == [(0, 1)])
+
+
+async def test_silence_alone_closes_no_window(world: EngineWorld) -> None:
+    """While the topic has records that were not read, whatever the reason, the window stays open."""
+    produce(world, 1, 2)
+    function = Adder()
+    options = {"tumbling_seconds": 60, "tumbling_wait_seconds": 5.0}
+    async with world.shard(FunctionHandler(function), **options) as (shard, _):
+        await until(lambda: len(function.calls) == 1)
+        source = shard._tools.source
+        ends = source.end_offsets
+        clock = world.clock
+        assert isinstance(clock, ManualClock)
+
+        async def beyond(partitions: Sequence[int]) -> dict[int, int]:
+            return {partition: end + 1 for partition, end in (await ends(partitions)).items()}
+
+        async def away(partitions: Sequence[int]) -> dict[int, int]:
+            raise BrokerUnavailable(f"no answer about {partitions}")
+
+        for answer in (beyond, away):
+            source.end_offsets = answer  # type: ignore[method-assign]
+            await clock.advance(30)
+            assert function.finals == []
+        source.end_offsets = ends  # type: ignore[method-assign]
+        await clock.advance(3)
+        await until(lambda: function.finals == [(0, 2)])
+
+
+async def test_windows_that_are_taken_out_are_given_up_aloud(
+    world: EngineWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A state that nobody will ask for is cleared, and the log says so; it does not come back later."""
+    produce(world, 1, 2)
+    await caught_up(world, Adder())
+    assert world.store.shard(0).state
+    produce(world, 3)
+
+    def plain(invocation: Invocation) -> Result:
+        assert invocation.window is None
+        return Result()
+
+    await caught_up(world, plain, seconds=0)
+    assert world.store.shard(0).state == b""
+    assert "a tumbling window was open when windows were taken out" in caplog.text
 
 
 async def test_a_state_that_is_too_large_ends_the_window_early(world: EngineWorld) -> None:

@@ -24,6 +24,7 @@ from engine.errors import RegistryUnavailable
 from engine.values.avro import AvroFormat
 from engine.values.registered import Readers, RegisteredDecoder
 from engine.values.wire import Reference, Registered
+from tests.forms import examples
 from tests.unit import avro_oracle as oracle
 from tests.unit.avro_oracle import encode, zigzag
 
@@ -82,7 +83,7 @@ def numbers(text: str) -> Any:
     return json.loads(text, parse_int=oracle.Number, parse_float=oracle.Number)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(100, 3_000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(oracle.records())
 def test_random_records_are_what_plain_python_says(made: tuple[Any, list[dict[str, Any]]]) -> None:
     """Any schema, any values: inferred columns, and all of it as JSON in _rest."""
@@ -108,7 +109,7 @@ def test_random_records_are_what_plain_python_says(made: tuple[Any, list[dict[st
         assert oracle.same(numbers(row["_rest"]), oracle.as_json(schema, value))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60, 3_000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(oracle.records(), st.data())
 def test_a_record_that_is_cut_or_grown_is_refused_alone(
     made: tuple[Any, list[dict[str, Any]]], data: st.DataObject

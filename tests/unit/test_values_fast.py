@@ -25,11 +25,12 @@ from engine.values.fast.kernel import UNKNOWN_MAX
 from engine.values.fast.nested import LEVELS_MAX, NAMES_MAX
 from engine.values.json_decoder import JsonDecoder, ReferenceJsonDecoder
 from engine.values.schema import declared
+from tests.forms import examples
 from tests.unit.test_values_oracle import NAMES, TYPES, json_texts, names, numbers, records, space, stamps, strings
 from tests.unit.test_values_suite import BAD_STRINGS, BLNS, SAMPLE, SUITE, TRANSFORM
 
 #: Generated batches for each property; HEADRACE_FUZZ=long tries many more.
-EXAMPLES = 3_000 if os.environ.get("HEADRACE_FUZZ") == "long" else 100
+EXAMPLES = examples(100, 3_000)
 
 CLICK = {
     "event_id": "VARCHAR",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from engine.batch import Batch, from_rows
 from engine.values import DEPTH_MAX, JsonDecoder
 from engine.values.documents import parse, repeated_member
+from tests.forms import examples
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FAULT = object()
@@ -351,7 +352,7 @@ def compare(row: dict[str, object], value: dict[str, object], columns: dict[str,
         assert same_json(row["_rest"], unknown)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150, 3_000), deadline=None)
 @given(
     values=st.lists(records, min_size=1, max_size=8),
     columns=st.dictionaries(st.sampled_from([name for name in NAMES if name]), st.sampled_from(TYPES), max_size=5),
@@ -372,7 +373,7 @@ def test_oracle(values: list[bytes], columns: dict[str, str]) -> None:
         compare(row, documents[offset], columns)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100, 3_000), deadline=None)
 @given(values=st.lists(objects, min_size=1, max_size=5))
 def test_repeated_members_are_proven_absent(values: list[bytes]) -> None:
     """The count that proves that no member stands twice agrees with the exact check, whatever the strings."""
@@ -413,7 +414,7 @@ LEGAL = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(40, 600), deadline=None)
 @given(
     rows=st.lists(
         st.fixed_dictionaries({name: st.one_of(st.none(), legal) for name, legal in LEGAL.items()}),

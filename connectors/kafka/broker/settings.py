@@ -127,16 +127,16 @@ def server_properties(
     }
 
 
-def java_options(*, heap_megabytes: int, logging: Path, nodes: int = 1) -> list[str]:
-    """What stands between ``java`` and the main class, for one of so many nodes."""
+def java_options(*, heap_megabytes: int, logging: Path, brief: bool = False) -> list[str]:
+    """What stands between ``java`` and the main class; ``brief`` is for a start at little cost."""
     return [
         f"-Xmx{heap_megabytes}m",
         "-Xms64m",
         # Beside G1 the serial collector takes some 100 MB less, and heaps of this size pause for milliseconds.
         "-XX:+UseSerialGC",
         "-XX:+ExitOnOutOfMemoryError",
-        # Three at once on a laptop: the quick compiler alone halves the processor time of a start.
-        *(["-XX:TieredStopAtLevel=1"] if nodes > 1 else []),
+        # The quick compiler alone halves the processor time of a start.
+        *(["-XX:TieredStopAtLevel=1"] if brief else []),
         "-Djava.awt.headless=true",
         f"-Dlog4j2.configurationFile={logging}",
         # Kafka's codecs load native code and use sun.misc.Unsafe, which Java 25 warns about on every start.
