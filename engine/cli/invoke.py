@@ -91,6 +91,7 @@ def invoke(
       def handler(event, context):
           return {"rows": [r["kinesis"] for r in event["Records"]]}
 
+    \b
       headrace invoke app.handler events.jsonl --kind kinesis
       headrace invoke events.jsonl --kind sql --query "SELECT avg(x) FROM batch"
 

@@ -284,7 +284,7 @@ def test_no_answer_is_a_fault_of_ours(kind: EventKind, response: Any, reports: b
 
 
 def test_without_a_sink_rows_are_nobodys() -> None:
-    """A handler may have a member of that name in its answer, as it may on AWS; whatever it is, it means nothing."""
+    """An answer may have a member of that name, as it may on AWS; whatever it is, it means nothing."""
     for rows in (4, "none", [1, 2], [{"id": 1}], None):
         result = read_response(
             "f", "kinesis", batch(), {"statusCode": 200, "rows": rows}, reports_item_failures=True, takes_rows=False
