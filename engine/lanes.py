@@ -98,6 +98,7 @@ class Lanes:
         self._ledger: deque[Batch] = deque()  # what was dealt and has not left yet
         self._position = start
         self._error: BaseException | None = None
+        self._halting = asyncio.Event()  # lanes end where they would wait for another attempt
 
     @property
     def nbytes(self) -> int:
@@ -135,13 +136,13 @@ class Lanes:
         due = [lane.batcher.due_at() for lane in self._lanes if not lane.is_busy]
         return min((at for at in due if at is not None), default=None)
 
-    def start(self, now: float, stopping: asyncio.Event, *, flush: bool = False) -> None:
+    def start(self, now: float, *, flush: bool = False) -> None:
         """Have every idle lane take the batch that is due, if one is (with ``flush``: whatever waits).
 
-        Nothing is taken once ``stopping`` is set: a lane may then have left records, which must not be passed.
+        Nothing is taken once the lanes halt: one of them may have left records, which must not be passed.
         """
         for lane in self._lanes:
-            if self._error is not None or stopping.is_set() or lane.is_busy:
+            if self._halting.is_set() or lane.is_busy:
                 continue
             parts = lane.batcher.take(now, flush=flush)
             if not parts:
@@ -150,21 +151,21 @@ class Lanes:
             if not len(batch):
                 continue
             lane.offsets, lane.handling_bytes = batch.offsets, batch.nbytes
-            lane.task = asyncio.create_task(self._handle(lane, batch, stopping))
+            lane.task = asyncio.create_task(self._handle(lane, batch))
 
-    async def _handle(self, lane: _Lane, batch: Batch, stopping: asyncio.Event) -> None:
+    async def _handle(self, lane: _Lane, batch: Batch) -> None:
         try:
             await self._budget.admit(lane, HANDLED_COPIES * batch.nbytes)
             work = Work(self._processor, batch)
             while not work.is_done:
-                done = await work.step(stopping)
+                done = await work.step(self._halting)
                 if done is not None:
                     self._settle(lane, done)
                 self._wake()
         except Stopping:
             return
         except Exception as error:
-            self._error = error
+            self._fail(error)
         finally:
             self._budget.done(lane)
             lane.handling_bytes = 0
@@ -172,7 +173,7 @@ class Lanes:
 
     def _settle(self, lane: _Lane, done: Processed) -> None:
         if done.error is not None:
-            self._error = done.error
+            self._fail(done.error)
         outcome = done.outcome
         lane.offsets = lane.offsets[np.searchsorted(lane.offsets, outcome.end) :]
         offsets = done.batch.offsets
@@ -218,8 +219,13 @@ class Lanes:
             leaving.append(head)
         return join(leaving)
 
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        self._halting.set()
+
     async def finish(self) -> None:
-        """Wait until no lane is busy. Nothing new is started meanwhile."""
+        """Let every lane finish its invocation, and wait for that. Nothing is started, or tried again, any more."""
+        self._halting.set()
         tasks = [lane.task for lane in self._lanes if lane.task is not None]
         if tasks:
             await asyncio.wait(tasks)

@@ -282,7 +282,7 @@ class Shard:
             self._wake.clear()
             await self._fetch(writer)
             held = self._report(writer)
-            lanes.start(self._tools.clock.monotonic(), self._stopping, flush=self._is_pressed(held))
+            lanes.start(self._tools.clock.monotonic(), flush=self._is_pressed(held))
             await self._write_settled(writer, lanes)
             self._deliver()
         # What is under way is finished, unless it takes too long; what it leaves unsettled is the next owner's.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.batch import Batch
-from engine.errors import HandlerError
+from engine.errors import DataError, HandlerError
 from engine.lanes import lane_of
 from engine.protocols import Invocation, Result
 from tests.clock import ManualClock, turns, until
@@ -140,6 +140,24 @@ async def test_a_lane_that_cannot_go_on_stops_the_shard(world: EngineWorld) -> N
         with pytest.raises(HandlerError, match="ValueError: poison"):
             await task
     assert (world.position(), world.rows()) == (1, [0])
+
+
+async def test_a_lane_that_stops_does_not_wait_for_one_that_is_tried_for_ever(world: EngineWorld) -> None:
+    """The shard ends with its error, however long another lane would go on failing."""
+    slow, fast = keys_of(2)
+    log = world.topic.partitions[0]
+    log.append(b"ok", key=slow)
+    log.append(b"x" * 100, key=fast)
+
+    def function(invocation: Invocation) -> Result:
+        raise ValueError("for ever")
+
+    rules = policy(record_bytes_max=10, backoff_seconds=1_000.0, backoff_seconds_max=1_000.0)
+    async with world.shard(FunctionHandler(function), lanes=2, batch_size=1, rules=rules, sink=SINK) as (_, task):
+        async with asyncio.timeout(10):
+            with pytest.raises(DataError, match="more than record_bytes_max = 10"):
+                await task
+    assert world.position() == 0
 
 
 async def test_filtered_records_are_counted_in_no_lane(world: EngineWorld) -> None:
