@@ -101,7 +101,7 @@ def test_the_warden_ends_groups_it_was_told_of(tmp_path: Path) -> None:
     groups = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
     lines = f"+{groups[0].pid}\n+{groups[1].pid}\nnonsense\n+1\n+\n-{groups[1].pid}\n".encode()
     try:
-        command = [sys.executable, "-I", "-S", str(warden.__file__), str(os.getpid())]
+        command = [sys.executable, "-I", "-S", str(warden.__file__), str(os.getpid()), "no-such-mark"]
         subprocess.run(command, input=lines, timeout=10, check=True, cwd=tmp_path)
         assert groups[0].wait(5) == -9
         assert groups[1].poll() is None
