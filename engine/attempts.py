@@ -156,11 +156,21 @@ class Work:
     def _cut(
         self, segment: _Segment, failed_from: int, rows: pa.Table | None, state: bytes | None
     ) -> Processed | None:
-        """A partial failure: what lies before ``failed_from`` is handled, the rest is tried again."""
+        """A partial failure: what lies before ``failed_from`` is handled, the rest is tried again.
+
+        Bisecting, that is a split, which uses up no retry; a first record that is reported is set apart.
+        """
         head = before(segment.batch, failed_from)
         rest = segment.part(segment.batch.tail(len(head)))
+        reported = _Reported(f"the handler reported the record at offset {failed_from}")
         self._segments[0] = rest
-        self._tried(rest, _Reported(f"the handler reported the record at offset {failed_from}"))
+        if self._policy.bisects and len(rest.batch) > 1:
+            rest.failure = reported
+            if not len(head):
+                self._segments.popleft()
+                self._segments.extendleft([rest.part(rest.batch.tail(1)), rest.part(rest.batch.head(1))])
+        else:
+            self._tried(rest, reported)
         if not len(head):
             return None
         causes = {offset: cause for offset, cause in segment.causes.items() if offset < failed_from}

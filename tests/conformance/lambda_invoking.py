@@ -88,7 +88,18 @@ RESPONSES = Section(
             at(_CUT, _POWERTOOLS),
             ("source.bisect_batch_on_function_error",),
         ),
-        Row("response-bisect-quota", "Splitting uses up no retry.", "documented", SAME, at(_HALVES)),
+        Row("response-bisect-quota", "Splitting uses up no retry.", "documented", SAME, at(_HALVES, _CUT)),
+        Row(
+            "response-bisect-first",
+            "What bisecting does with a batch whose first record is reported.",
+            "unknown",
+            unverifiable("told nowhere; here that record is set apart, and it alone uses up its retries"),
+            at(
+                "conformance/lambda_mapping::a_first_record_that_is_reported_is_set_apart_when_bisecting",
+                "conformance/lambda_mapping::without_bisecting_what_follows_a_bad_record_fails_with_it",
+            ),
+            ("source.bisect_batch_on_function_error",),
+        ),
         Row(
             "response-kafka-form",
             "On Kafka an identifier is an object of topic-partition and offset.",

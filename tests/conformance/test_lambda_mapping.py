@@ -348,7 +348,7 @@ async def test_a_batch_is_halved_down_to_the_bad_record_without_using_up_retries
 
 
 async def test_a_partial_response_is_cut_where_it_says_and_not_halved() -> None:
-    """With bisecting on as well: only a raised error halves."""
+    """With bisecting on as well: only a raised error halves, and the cut uses up no retry."""
 
     def partial(invocation: Invocation) -> Result:
         if 5 in invocation.batch.offsets:
@@ -357,8 +357,33 @@ async def test_a_partial_response_is_cut_where_it_says_and_not_halved() -> None:
 
     handler = FunctionHandler(partial)
     done = await worked(handler, batch(*[b"x"] * 8), policy(reports=True, retries_max=1, bisects=True))
+    assert calls(handler) == [[0, 1, 2, 3, 4, 5, 6, 7], [5, 6, 7], [5], [5], [6, 7]]
+    assert (done.handled, done.failed) == (7, [5])
+
+
+async def test_without_bisecting_what_follows_a_bad_record_fails_with_it() -> None:
+    """The rest keeps its budget, and is given up as a whole."""
+
+    def partial(invocation: Invocation) -> Result:
+        return Result(failed_from=5) if 5 in invocation.batch.offsets else Result()
+
+    handler = FunctionHandler(partial)
+    done = await worked(handler, batch(*[b"x"] * 8), policy(reports=True, retries_max=1))
     assert calls(handler) == [[0, 1, 2, 3, 4, 5, 6, 7], [5, 6, 7]]
     assert (done.handled, done.failed) == (5, [5, 6, 7])
+
+
+async def test_a_first_record_that_is_reported_is_set_apart_when_bisecting() -> None:
+    """It alone uses up its retries; its neighbours are tried without it, in their order."""
+
+    def picky(invocation: Invocation) -> Result:
+        bad = [offset for offset in invocation.batch.offsets.tolist() if offset in (0, 2)]
+        return Result(failed_from=min(bad)) if bad else Result()
+
+    handler = FunctionHandler(picky)
+    done = await worked(handler, batch(*[b"x"] * 4), policy(reports=True, retries_max=1, bisects=True))
+    assert calls(handler) == [[0, 1, 2, 3], [0], [0], [1, 2, 3], [2, 3], [2], [2], [3]]
+    assert (done.handled, done.failed) == (2, [0, 2])
 
 
 async def test_later_successes_come_again() -> None:
