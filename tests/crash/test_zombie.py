@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.crash.events import Reader, check_rows, parquet_rows
+from tests.crash.events import PARTITIONS, Reader, check_rows, parquet_rows
 from tests.crash.test_exactness import PARQUET, World, own_broker, world
 
 __all__ = ["own_broker", "world"]  # fixtures
@@ -27,6 +27,11 @@ def test_a_paused_owner_commits_nothing_when_it_wakes(world: World) -> None:
         before = len(sleeper.phases())
         heir = world.engine()
         heir.wait_for("renamed")
+        # Only of a shard that has been taken over is the sleeper a zombie.
+        deadline = time.monotonic() + 30
+        while heir.phases().count("recovered") < PARTITIONS:
+            assert time.monotonic() < deadline, f"the heir has not taken every shard over; {heir.said()}"
+            time.sleep(0.02)
         heir.wait_for_next("renamed")
         sleeper.signal(signal.SIGCONT)
         deadline = time.monotonic() + 30
