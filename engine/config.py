@@ -14,7 +14,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from engine.config_model import FilePath, Model, Names, Time
-from engine.config_sinks import DuckDBSinkConfig, KafkaSinkConfig, NoSinkConfig, ParquetSinkConfig, SinkConfig
+from engine.config_serving import QueryConfig, TracingConfig, WebConfig
+from engine.config_sinks import (
+    DuckDBSinkConfig,
+    DuckLakeSinkConfig,
+    KafkaSinkConfig,
+    NoSinkConfig,
+    ParquetSinkConfig,
+    SinkConfig,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -435,6 +443,9 @@ class Config(Model):
     kafka: KafkaConfig = KafkaConfig()
     registry: RegistryConfig = RegistryConfig()
     engine: EngineConfig = EngineConfig()
+    web: WebConfig = WebConfig()
+    query: QueryConfig = QueryConfig()
+    tracing: TracingConfig = TracingConfig()
     pipelines: dict[str, PipelineConfig] = Field(min_length=1)
 
     @field_validator("pipelines")
@@ -463,7 +474,7 @@ class Config(Model):
             claims = [f"consumer group {group_id(name, pipeline)}"]
             if isinstance(pipeline.sink, ParquetSinkConfig):
                 claims.append(f"Parquet directory {pipeline.sink.path}")
-            if isinstance(pipeline.sink, DuckDBSinkConfig):
+            if isinstance(pipeline.sink, DuckDBSinkConfig | DuckLakeSinkConfig):
                 table = pipeline.sink.table.lower().removeprefix("main.")  # as DuckDB compares names
                 claims.append(f"table {table} of {pipeline.sink.path}")
             for claim in claims:

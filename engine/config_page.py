@@ -11,12 +11,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from engine import config, config_sinks
+from engine import config, config_serving, config_sinks
 
 TABLES: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("kafka", config.KafkaConfig, "The cluster."),
     ("registry", config.RegistryConfig, "A Confluent-compatible schema registry, for Avro and Protobuf values."),
     ("engine", config.EngineConfig, "Bounds of the whole process."),
+    ("web", config_serving.WebConfig, "The page of a run, its metrics and its health."),
+    ("query", config_serving.QueryConfig, "SQL over the results of a run, while it writes."),
+    ("tracing", config_serving.TracingConfig, "OpenTelemetry traces; off by default."),
     ("pipelines.NAME", config.PipelineConfig, "One pipeline: a topic, a function, a sink."),
     ("pipelines.NAME.source", config.SourceConfig, "What an event source mapping can be told."),
     (
@@ -29,6 +32,7 @@ TABLES: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("pipelines.NAME.function", config.FunctionConfig, "The handler; without one the records are the rows."),
     ("pipelines.NAME.sink", config_sinks.ParquetSinkConfig, 'With `type = "parquet"`.'),
     ("pipelines.NAME.sink", config_sinks.DuckDBSinkConfig, 'With `type = "duckdb"`.'),
+    ("pipelines.NAME.sink", config_sinks.DuckLakeSinkConfig, 'With `type = "ducklake"`.'),
     ("pipelines.NAME.sink", config_sinks.KafkaSinkConfig, 'With `type = "kafka"`.'),
     ("pipelines.NAME.sink", config_sinks.NoSinkConfig, 'With `type = "none"`, or no sink: at least once.'),
 )

@@ -19,6 +19,17 @@ class ParquetSinkConfig(Model):
     row_group_bytes_max: int = Field(8_388_608, ge=65_536, description="rows of a shard that wait in memory")
     partition_by: Names = Field((), description='Hive directories: columns, or "date(COLUMN)"')
     hive_partitions_open_max: int = Field(64, ge=1, le=10_000, description="in one write; records beyond it fail")
+    compact: bool = Field(False, description="join small files, beside the run (`headrace compact` does it once)")
+    file_bytes_target: int = Field(
+        134_217_728, ge=65_536, description="compaction: the size that files are joined to"
+    )
+    compact_files_min: int = Field(
+        8, ge=2, le=1_000, description="compaction: small files of a directory to begin at"
+    )
+    compact_interval_seconds: float = Field(60.0, gt=0, le=86_400, description="compaction: how often it looks")
+    retired_seconds_min: float = Field(
+        60.0, ge=0, le=86_400, description="compaction: how long files that were joined stay, for queries under way"
+    )
 
 
 class DuckDBSinkConfig(Model):
@@ -43,6 +54,13 @@ class DuckDBSinkConfig(Model):
     lock_wait_seconds_max: float = Field(
         -1.0, ge=-1, description="for a file that another process has; -1: for ever, as a standby"
     )
+    publish: Literal["snapshot"] | None = Field(
+        None, description="also keep a read-only copy of the file, for tools that open files"
+    )
+    snapshot_path: FilePath | None = Field(None, description="snapshot: the copy; PATH.snapshot when left out")
+    snapshot_interval_seconds: float = Field(
+        30.0, gt=0, le=86_400, description="snapshot: from the end of one copy to the start of the next"
+    )
 
     @model_validator(mode="after")
     def _mode_has_what_it_needs(self) -> Self:
@@ -53,6 +71,22 @@ class DuckDBSinkConfig(Model):
         if (self.mode == "aggregate") != bool(self.aggregates):
             raise ValueError('mode = "aggregate" and aggregates = { COLUMN = "sum", ... } go together')
         return self
+
+
+class DuckLakeSinkConfig(Model):
+    type: Literal["ducklake"]
+    path: FilePath = Field(description="the catalogue, a DuckDB file; made when missing")
+    data_path: FilePath | None = Field(
+        None, description="the directory of the data files; PATH.files when left out"
+    )
+    table: str = Field(min_length=1, max_length=200, description="NAME or SCHEMA.NAME; made when missing")
+    commit_interval_max_seconds: float = Field(
+        5.0, gt=0, le=3_600, description="freshness: how long rows wait at most; each commit is a snapshot"
+    )
+    commit_bytes_max: int = Field(67_108_864, ge=1, description="rows of a shard that wait in memory")
+    lock_wait_seconds_max: float = Field(
+        -1.0, ge=-1, description="for a catalogue that another process has; -1: for ever, as a standby"
+    )
 
 
 class KafkaSinkConfig(Model):
@@ -85,7 +119,8 @@ class NoSinkConfig(Model):
     type: Literal["none"]
 
 
-SINK_TYPES = ("parquet", "duckdb", "kafka", "none")
+SINK_TYPES = ("parquet", "duckdb", "ducklake", "kafka", "none")
 SinkConfig = Annotated[
-    ParquetSinkConfig | DuckDBSinkConfig | KafkaSinkConfig | NoSinkConfig, Field(discriminator="type")
+    ParquetSinkConfig | DuckDBSinkConfig | DuckLakeSinkConfig | KafkaSinkConfig | NoSinkConfig,
+    Field(discriminator="type"),
 ]
