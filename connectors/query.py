@@ -1,5 +1,7 @@
 """Reading results with SQL: one query over a DuckDB file, over the files of a Parquet directory, or over nothing.
 
+A DuckDB file that an engine writes is asked over the engine's own server, which has the same file open.
+
 Reads only: one SELECT (or what DuckDB takes for one: SHOW, DESCRIBE, SUMMARIZE, PIVOT) or the EXPLAIN of one, and
 no file but those that were asked for. Values come as text, made by DuckDB itself, so that none loses precision on
 its way through Python. Not here: how an answer is laid out.
@@ -18,11 +20,15 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 
+from connectors.analysis.check import mistake, without_end
+from connectors.analysis.client import ANSWER, fetch
+from connectors.duckdb.serving import Address, address_path, read_address
 from connectors.json_text import without_words
 from connectors.parquet.files import Directories
 from connectors.parquet.filesystem import OsFileSystem
 from connectors.parquet.identity import IdentityFiles
 from connectors.parquet.layout import HIDDEN
+from connectors.parquet.live import live_files
 from connectors.parquet.sink import ROWS
 from engine.errors import ExternalError, HeadraceError, UserError
 
@@ -35,7 +41,6 @@ VIEW = "data"
 
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(?:ANALYZE\s+)?", re.IGNORECASE)
 _HOLDER = re.compile(r"Conflicting lock is held in (.*?) ?\(PID (\d+)\)")
-_MARKER = re.compile(r"^LINE (\d+): (.*)\n( *)\^", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,22 @@ class Answer:
     rows: Iterator[Sequence[Sequence[str | None]]]
 
 
+class InUse(ExternalError):
+    """Another process writes to the file; ``pid`` is that process, as far as DuckDB told."""
+
+    def __init__(self, path: Path, program: str, pid: int | None) -> None:
+        holder = "another process" if pid is None else f"process {pid}" + (f" ({program})" if program else "")
+        super().__init__(
+            f"DuckDB file {path} is in use: {holder} writes to it, and DuckDB lets no other process in meanwhile",
+            hint="a running engine serves it where query.serve is on; else ask a snapshot, or ask again later; "
+            "Parquet sinks can be asked at any time, with --parquet DIR",
+        )
+        self.pid = pid
+
+
 @contextlib.contextmanager
 def open_database(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB file, to read. Raises UserError, and ExternalError while another process writes to it."""
+    """A DuckDB file, to read. Raises UserError, and InUse while another process writes to it."""
     if not path.is_file():
         raise UserError(f"there is no DuckDB file {path}")
     try:
@@ -58,6 +76,38 @@ def open_database(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         raise _not_opened(path, error) from None
     with connection, _confined(connection):
         yield connection
+
+
+def served_at(path: Path, use: InUse) -> Address:
+    """Where the process that uses the file serves it. Raises ``use`` where it does not."""
+    path = path.resolve()
+    address = read_address(path)
+    if address is None:
+        raise use
+    if use.pid is not None and address.pid != use.pid:
+        use.hint = (
+            f"{address_path(path)} is left from process {address.pid}, which does not have the file;"
+            f" process {use.pid} does not serve it"
+        )
+        raise use
+    return address
+
+
+@contextlib.contextmanager
+def open_served(path: Path, address: Address, sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """What the engine that serves a file answers to ``sql``, as the table that `ask_served` lays out.
+
+    Raises UserError for the question, and ExternalError for an engine that does not answer.
+    """
+    with (
+        duckdb.connect(config={"autoinstall_known_extensions": False}) as connection,
+        tempfile.TemporaryDirectory(prefix="headrace-query-") as spill,
+    ):
+        connection.execute(f"SET temp_directory = {_text(spill)}")
+        _set_up(connection)
+        fetch(connection, address.uri, address.token, sql, database=path)
+        yield connection
+        connection.close()  # before its directory goes
 
 
 @contextlib.contextmanager
@@ -136,12 +186,8 @@ def open_memory() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def committed_files(root: Path) -> list[Path]:
-    """The Parquet files below a directory, sorted, without those in hidden directories."""
-    return sorted(
-        file
-        for file in root.rglob("*.parquet")
-        if not any(part.startswith(".") for part in file.relative_to(root).parts) and file.is_file()
-    )
+    """The Parquet files below a directory that have each row once, sorted, without those in hidden directories."""
+    return [file for file in live_files(root) if file.is_file()]
 
 
 def ask(connection: duckdb.DuckDBPyConnection, sql: str, rendering: Rendering) -> Answer:
@@ -152,19 +198,45 @@ def ask(connection: duckdb.DuckDBPyConnection, sql: str, rendering: Rendering) -
     text, explains = _checked(connection, sql)
     try:
         if explains:
-            shown = [(line,) for row in connection.execute(text).fetchall() for line in str(row[-1]).splitlines()]
-            return Answer(("explain",), (False,), iter([shown]))
+            return _explained(connection, text)
         relation = _bound(connection, text)
-        columns, types = list(relation.columns), [str(kind) for kind in relation.types]
-        names = ", ".join(f"c{index}" for index in range(len(columns)))
-        if rendering == "json":
-            members = ", ".join(f"{_name(name)}: c{index}" for index, name in enumerate(_unique(columns)))
-            wanted = f"to_json({{{members}}})::VARCHAR"
-        else:
-            wanted = ", ".join(f"c{index}::VARCHAR" for index in range(len(columns)))
-        connection.execute(f"FROM ({text}\n) AS answer({names}) SELECT {wanted}")
     except duckdb.Error as error:
-        raise _mistake(error, sql) from None
+        raise mistake(error, sql) from None
+    return _answer(connection, f"({text}\n)", relation, sql, rendering)
+
+
+def ask_served(connection: duckdb.DuckDBPyConnection, sql: str, rendering: Rendering) -> Answer:
+    """The answer that `open_served` fetched to ``sql``."""
+    relation = connection.sql(f"FROM {ANSWER}")
+    if list(relation.columns) == ["explain_key", "explain_value"]:
+        return _explained(connection, f"FROM {ANSWER}")
+    return _answer(connection, ANSWER, relation, sql, rendering)
+
+
+def _explained(connection: duckdb.DuckDBPyConnection, text: str) -> Answer:
+    shown = [(line,) for row in connection.execute(text).fetchall() for line in str(row[-1]).splitlines()]
+    return Answer(("explain",), (False,), iter([shown]))
+
+
+def _answer(
+    connection: duckdb.DuckDBPyConnection,
+    source: str,
+    relation: duckdb.DuckDBPyRelation,
+    sql: str,
+    rendering: Rendering,
+) -> Answer:
+    """The rows of ``source``, whose columns ``relation`` has, as text."""
+    columns, types = list(relation.columns), [str(kind) for kind in relation.types]
+    names = ", ".join(f"c{index}" for index in range(len(columns)))
+    if rendering == "json":
+        members = ", ".join(f"{_name(name)}: c{index}" for index, name in enumerate(_unique(columns)))
+        wanted = f"to_json({{{members}}})::VARCHAR"
+    else:
+        wanted = ", ".join(f"c{index}::VARCHAR" for index in range(len(columns)))
+    try:
+        connection.execute(f"FROM {source} AS answer({names}) SELECT {wanted}")
+    except duckdb.Error as error:
+        raise mistake(error, sql) from None
     return Answer(columns, [_is_number(kind) for kind in types], _rows(connection, sql, rendering))
 
 
@@ -185,7 +257,7 @@ def _rows(
         while rows := connection.fetchmany(FETCH_ROWS):
             yield [(without_words(row[0], quoted=True),) for row in rows] if rendering == "json" else rows
     except duckdb.Error as error:
-        raise _mistake(error, sql) from None
+        raise mistake(error, sql) from None
 
 
 def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, bool]:
@@ -193,16 +265,16 @@ def _checked(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, bool
     try:
         statements = connection.extract_statements(sql)
     except duckdb.Error as error:
-        raise _mistake(error, sql) from None
+        raise mistake(error, sql) from None
     if not statements:
         raise UserError("the query is empty")
     kinds = [statement.type for statement in statements]
     # A PIVOT without IN becomes several statements without a text of their own.
     if len(statements) > 1 and all(not statement.query for statement in statements):
-        return _without_end(sql), False
+        return without_end(sql), False
     if len(statements) > 1:
         raise UserError(f"{len(statements)} statements; one can be asked at a time")
-    text = _without_end(statements[0].query or sql)
+    text = without_end(statements[0].query or sql)
     if kinds[0] == duckdb.StatementType.SELECT:
         return text, False
     if kinds[0] == duckdb.StatementType.EXPLAIN and (found := _EXPLAIN.match(text)):
@@ -232,16 +304,6 @@ def _set_up(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("SET enable_progress_bar = false")  # it would go to standard output, into the answer
 
 
-def _without_end(text: str) -> str:
-    """The text up to the semicolons at its end, and without the comments after them."""
-    encoded = text.encode()  # the tokenizer counts bytes, and gives no comments
-    for offset, _kind in reversed(duckdb.tokenize(text)):
-        if encoded[offset : offset + 1] != b";":
-            break
-        encoded = encoded[:offset]
-    return encoded.decode().strip()
-
-
 def _unique(names: Sequence[str]) -> list[str]:
     """Names of a JSON object's members: DuckDB refuses a struct with two of one name, whatever their case."""
     seen: set[str] = set()
@@ -264,34 +326,10 @@ def _not_opened(path: Path, error: duckdb.Error) -> HeadraceError:
     text = _first_line(error)
     if "Could not set lock" in text:
         found = _HOLDER.search(text)
-        holder = f"process {found[2]}" + (f" ({found[1]})" if found[1] else "") if found else "another process"
-        return ExternalError(
-            f"DuckDB file {path} is in use: {holder} writes to it, and DuckDB lets no other process in meanwhile",
-            hint="ask again when that one (usually `headrace run`) has ended; "
-            "Parquet sinks can be asked at any time, with --parquet DIR",
-        )
+        return InUse(path, found[1] if found else "", int(found[2]) if found else None)
     if "not a valid DuckDB" in text:
         return UserError(f"{path} is not a DuckDB file", hint="Parquet directories are asked with --parquet DIR")
     return ExternalError(f"DuckDB file {path} cannot be opened: {text}")
-
-
-def _mistake(error: duckdb.Error, sql: str) -> UserError:
-    """DuckDB's message on one line, with the position in the query where it tells one."""
-    message = " ".join(_MARKER.sub("", str(error)).split())
-    found = _MARKER.search(str(error))
-    if found is None:
-        return UserError(message)
-    line, shown, indent = int(found[1]), found[2], len(found[3])
-    lines = sql.splitlines()
-    caret = indent - len(f"LINE {line}: ")
-    # Long lines are shown in part, with dots for what is left out.
-    start = 0
-    if shown.startswith("...") and line <= len(lines):
-        start = lines[line - 1].find(shown.removeprefix("...").removesuffix("..."))
-        caret -= len("...")
-    if start < 0 or caret < 0:
-        return UserError(f"{message} (line {line})")
-    return UserError(f"{message} (line {line}, column {start + caret + 1})")
 
 
 def _first_line(error: duckdb.Error) -> str:

@@ -107,6 +107,7 @@ class Work:
         # Each attempt is an invocation of its own, with its own request id and deadline.
         context = self._processor.context()
         segment.request_id = context.aws_request_id
+        self._processor.measures.retries += segment.attempts > 0
         try:
             result, rows = await self._processor.call(prepared, segment.batch, context, self.window)
         except Exception as error:
@@ -166,6 +167,7 @@ class Work:
         self._segments[0] = rest
         if self._policy.bisects and len(rest.batch) > 1:
             rest.failure = reported
+            self._processor.measures.splits += 1
             if not len(head):
                 self._segments.popleft()
                 self._segments.extendleft([rest.part(rest.batch.tail(1)), rest.part(rest.batch.head(1))])
@@ -183,6 +185,7 @@ class Work:
         segment.attempts += 1
         if self._policy.bisects and len(segment.batch) > 1 and error_type(error) != ITEM_FAILURES:
             half = len(segment.batch) // 2
+            self._processor.measures.splits += 1
             parts = (segment.batch.head(half), segment.batch.tail(half))
             self._segments.popleft()
             segment.failure = error

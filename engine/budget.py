@@ -24,6 +24,10 @@ class ByteBudget:
         return self._total
 
     @property
+    def bytes_max(self) -> int:
+        return self._bytes_max
+
+    @property
     def is_exceeded(self) -> bool:
         return self._total >= self._bytes_max
 

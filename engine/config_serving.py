@@ -1,4 +1,4 @@
-"""What a run shows of itself and to whom: the page, the server for analysts, traces. Frozen models; no server here."""
+"""What a run shows of itself and to whom: the page, the server for analysts, traces. Models; no server here."""
 
 from __future__ import annotations
 

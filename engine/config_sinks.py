@@ -124,3 +124,16 @@ SinkConfig = Annotated[
     ParquetSinkConfig | DuckDBSinkConfig | DuckLakeSinkConfig | KafkaSinkConfig | NoSinkConfig,
     Field(discriminator="type"),
 ]
+
+
+def sink_target(sink: SinkConfig) -> str | None:
+    """Where rows go, for those who look: a path, a path and its table, or a topic."""
+    match sink:
+        case ParquetSinkConfig():
+            return str(sink.path)
+        case DuckDBSinkConfig() | DuckLakeSinkConfig():
+            return f"{sink.path}: {sink.table}"
+        case KafkaSinkConfig():
+            return sink.topic
+        case NoSinkConfig():
+            return None

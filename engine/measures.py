@@ -1,4 +1,4 @@
-"""Counters of what a pipeline does, added to on the event loop, once for each attempt or commit and never for a record."""
+"""Counters of what a pipeline does, added to on the event loop: for an attempt or commit, never for a record."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Measures:
 
     invocations: int = 0
     errors: int = 0
+    throttles: int = 0
     retries: int = 0
     splits: int = 0
     duration: Histogram = field(default_factory=lambda: Histogram(DURATION_BOUNDS))

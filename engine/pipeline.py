@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from engine.batching import Batcher
 from engine.breaker import Breaker
 from engine.budget import ByteBudget
 from engine.config import PipelineConfig, SourceConfig, batch_size
+from engine.config_sinks import sink_target
 from engine.decoding import Decoders
 from engine.errors import HeadraceError, InternalError
 from engine.output import Output
 from engine.pool import ShardPool, Totals
 from engine.positions import Positions, StreamCheck
 from engine.processing import Processor
-from engine.protocols import Clock, Destination, Filter, Handler, Sink, Source
-from engine.shard import ShardStatistics, ShardTools, unless
+from engine.protocols import Clock, Destination, FailedRecord, Filter, Handler, Sink, Source
+from engine.recent import RecentFailures
+from engine.shard import unless
+from engine.shard_tools import ShardStatistics, ShardTools
+from engine.status import Billing, FailureEntry, FunctionStatus, PipelineStatus, ShardStatus
 
 log = logging.getLogger("headrace.pipeline")
 
@@ -47,6 +51,7 @@ class PipelineParts:
     prepare: Callable[[], Awaitable[None]] | None = None  #: what has to be there before the source is opened
     filter: Filter | None = None
     phase: Callable[[str], None] | None = None
+    recent: RecentFailures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +71,60 @@ class Pipeline:
         self._pool: ShardPool | None = None
         self._targets: dict[int, int] = {}
         self._starts: dict[int, int] = {}
+        self._partitions = 0
+        self._has_ended = False
 
     @property
     def handler(self) -> Handler:
         return self._parts.handler
+
+    @property
+    def function_name(self) -> str:
+        """What its function is called, in its context and in what it is billed by."""
+        function = self._parts.config.function
+        return (function.name if function is not None else None) or self.name
 
     def statistics(self) -> list[ShardStatistics]:
         return self._pool.statistics() if self._pool is not None else []
 
     def totals(self) -> Totals:
         return self._pool.totals() if self._pool is not None else Totals()
+
+    def status(self, billing: Billing) -> PipelineStatus:
+        """What it does now, as plain data; ``billing`` is of its function, as far as there is any."""
+        parts, totals, measures = self._parts, self.totals(), self._parts.processor.measures
+        config = parts.config
+        function = config.function
+        state = "ended" if self._has_ended else "starting" if self._pool is None else "running"
+        return PipelineStatus(
+            name=self.name,
+            topic=config.source.topic,
+            sink=config.sink.type,
+            target=sink_target(config.sink),
+            state=state,
+            error=None if self.error is None else str(self.error),
+            shards=tuple(_shard_status(each) for each in sorted(self.statistics(), key=lambda s: s.partition)),
+            function=FunctionStatus(
+                name=self.function_name,
+                kind=None if function is None else function.kind,
+                invocations=measures.invocations,
+                errors=measures.errors,
+                throttles=measures.throttles,
+                retries=measures.retries,
+                splits=measures.splits,
+                billed_ms=billing.billed_ms,
+                billed_gb_seconds=billing.gb_seconds,
+                estimated_usd=billing.usd,
+                duration=measures.duration.distribution(),
+                batch_records=measures.batch_records.distribution(),
+            ),
+            records=totals.polled,
+            rows=totals.rows,
+            commits=totals.commits,
+            counts=totals.counts,
+            commit=measures.commit.distribution(),
+            partitions=self._partitions,
+        )
 
     def progress(self) -> Progress:
         total = done = 0
@@ -106,8 +155,16 @@ class Pipeline:
             ):
                 with contextlib.suppress(HeadraceError, OSError):
                     await close()
+        self._has_ended = True
         if self.error is not None:
             log.error("%s: %s", self.name, self._conclusion(self.error))
+
+    def _failed(self, records: Sequence[FailedRecord]) -> None:
+        """Keep the latest failed records for those who look; the sink has them all."""
+        assert self._parts.recent is not None
+        now = self._parts.clock.time()
+        topic = self._parts.config.source.topic
+        self._parts.recent.extend([_entry(self.name, topic, now, record) for record in records])
 
     def _conclusion(self, error: HeadraceError) -> str:
         """What ended the pipeline; of shards that stopped, which: each has said why when it did."""
@@ -133,6 +190,7 @@ class Pipeline:
         stream = await unless(stopping, parts.source.open())
         if stream is None:
             return
+        self._partitions = stream.partitions
         partitions = list(range(stream.partitions))
         if self._until_caught_up:
             self._targets = await parts.source.end_offsets(partitions)
@@ -174,6 +232,7 @@ class Pipeline:
                 window_seconds=source.tumbling_window_in_seconds,
                 window_wait_seconds=source.tumbling_window_wait_in_seconds,
                 breaker=_breaker(source),
+                on_failed=self._failed if parts.recent is not None else None,
             ),
             drain_seconds_max=parts.drain_seconds_max,
             targets=self._targets if self._until_caught_up else None,
@@ -183,6 +242,44 @@ class Pipeline:
         errors = self._pool.errors
         if errors:
             self.error = max(errors.values(), key=lambda error: error.domain)
+
+
+def _shard_status(shard: ShardStatistics) -> ShardStatus:
+    return ShardStatus(
+        partition=shard.partition,
+        state=shard.state,
+        position=shard.position,
+        read=shard.read,
+        end=shard.end,
+        iterator_age_seconds=shard.iterator_age_seconds,
+        stalled_seconds=shard.stalled_seconds,
+        records=shard.records,
+        batches=shard.batches,
+        rows=shard.rows,
+        commits=shard.commits,
+        counts=shard.counts,
+        held_bytes=shard.held_bytes,
+        undelivered=shard.undelivered,
+        error=shard.error,
+    )
+
+
+def _entry(pipeline: str, topic: str, now: float, record: FailedRecord) -> FailureEntry:
+    return FailureEntry(
+        pipeline=pipeline,
+        topic=topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp=record.timestamp,
+        failed_at=now,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
+        reason=record.reason,
+        error_type=record.error_type,
+        attempts=record.attempts,
+        request_id=record.request_id,
+    )
 
 
 def _breaker(source: SourceConfig) -> Callable[[], Breaker] | None:

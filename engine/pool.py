@@ -11,12 +11,13 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.deadline import Deadline
 from engine.errors import HeadraceError, ShardLost
-from engine.protocols import Clock, Sink, Source
-from engine.shard import Shard, ShardStatistics, ShardTools, unless
+from engine.protocols import Clock, Counts, Sink, Source
+from engine.shard import Shard, unless
+from engine.shard_tools import ShardStatistics, ShardTools
 
 log = logging.getLogger("headrace.pool")
 
@@ -29,6 +30,9 @@ GROUP_COMMIT_SECONDS_MAX = 5.0
 #: How often the pool looks whether it has caught up, and asks the sink about shards that others own.
 LOOK_SECONDS = 0.1
 LOOK_ELSEWHERE_SECONDS = 1.0
+
+#: How often the topic's ends are asked for, to tell how far shards are behind.
+ENDS_SECONDS = 1.0
 
 #: Waits before a shard is taken up again after it was lost, or after an error that may pass.
 RESTART_SECONDS = 0.2
@@ -48,6 +52,8 @@ class Totals:
     dropped: int = 0
     filtered: int = 0
     commits: int = 0
+    polled: int = 0  #: read from the topic; ``records`` of them are settled
+    counts: Counts = field(default_factory=Counts)
 
     def plus(self, shard: ShardStatistics) -> Totals:
         return Totals(
@@ -57,6 +63,8 @@ class Totals:
             self.dropped + shard.counts.dropped,
             self.filtered + shard.counts.filtered,
             self.commits + shard.commits,
+            self.polled + shard.records,
+            self.counts + shard.counts,
         )
 
 
@@ -141,7 +149,9 @@ class ShardPool:
         failure: HeadraceError | None = None
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            committing = tasks.create_task(self._group.run()) if self._group is not None else None
+            beside = [tasks.create_task(self._watch_ends())]
+            if self._group is not None:
+                beside.append(tasks.create_task(self._group.run()))
             try:
                 try:
                     await self._serve(stopping)
@@ -152,8 +162,8 @@ class ShardPool:
             finally:
                 await self.revoked(frozenset(self._owned))
                 self._tasks = None
-                if committing is not None:
-                    committing.cancel()
+                for task in beside:
+                    task.cancel()
         if failure is not None:
             raise failure
 
@@ -165,6 +175,21 @@ class ShardPool:
                     await stopping.wait()
             except TimeoutError:
                 await self._look_at_topic(stopping)
+
+    async def _watch_ends(self) -> None:
+        """Tell shards where the topic ends now. What cannot be asked leaves what was known."""
+        while True:
+            owned = [shard for shard, _ in self._owned.values()]
+            if owned:
+                try:
+                    ends = await self._tools.source.end_offsets([shard.partition for shard in owned])
+                except HeadraceError as error:
+                    log.debug("%s: the topic's ends are not known: %s", self._tools.name, error)
+                else:
+                    for shard in owned:
+                        if shard.partition in ends:
+                            shard.saw_end(ends[shard.partition])
+            await self._tools.clock.sleep(ENDS_SECONDS)
 
     async def _look_at_topic(self, stopping: asyncio.Event) -> None:
         """Where no shard of ours would find out: raises when the topic is gone, or is another one now."""

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from engine.batch import Batch
 from engine.batching import Payload
 from engine.context import Context
-from engine.errors import DataError, HandlerError
+from engine.errors import DataError, HandlerError, Throttled
 from engine.failing import AGE_EXCEEDED, PAYLOAD_EXCEEDED, Cause, Policy, describe, failed_records
+from engine.measures import Measures
 from engine.output import Output
 from engine.protocols import Clock, Counts, Fault, Handler, Invocation, Outcome, Result, Window
 from engine.values import Decoder
@@ -61,6 +62,7 @@ class Processor:
         executor: Executor,
         faults: Callable[[Batch], Sequence[Fault]] | None = None,
         phase: Callable[[str], None] | None = None,
+        measures: Measures | None = None,
     ) -> None:
         """``faults`` names the records of which no event can be made, for handlers that have such."""
         assert handler.wants_columns == (decoders is not None)
@@ -75,6 +77,7 @@ class Processor:
         self._executor = executor
         self._faults = faults
         self._phase = phase
+        self.measures = measures if measures is not None else Measures()
 
     async def prepare(self, batch: Batch, expired: Mapping[int, Cause]) -> Prepared:
         """Decode a batch for its call, without the records of ``expired`` and those that are too large."""
@@ -142,12 +145,26 @@ class Processor:
         if self._phase is not None:
             self._phase("handler")
         call = replace(prepared.call, context=context, window=window)
-        result = await self._handler.invoke(call)
-        _check(result, call)
+        result = await self._invoke(call, prepared.passing)
         handled = batch if result.failed_from is None else before(batch, result.failed_from)
         rows = await self._output.align(result.rows, handled)
         _check_failed_have_no_rows(result, rows)
         return result, rows
+
+    async def _invoke(self, call: Invocation, records: int) -> Result:
+        """The call itself, measured."""
+        started = self.clock.monotonic()
+        try:
+            result = await self._handler.invoke(call)
+            _check(result, call)
+        except Throttled:
+            self.measures.throttles += 1  # the function has not run
+            raise
+        except Exception:
+            self.measures.attempted(self.clock.monotonic() - started, records, failed=True)
+            raise
+        self.measures.attempted(self.clock.monotonic() - started, records, failed=False)
+        return result
 
     def outcome(self, batch: Batch, rows: pa.Table | None, causes: Mapping[int, Cause], dropped: int) -> Outcome:
         """What came of a batch, all of it accounted for."""

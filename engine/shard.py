@@ -6,33 +6,22 @@ One task for each assigned partition. Nothing here crosses shards but the byte b
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from engine.attempts import Processed, Stopping, Work, refused
 from engine.batch import Batch, empty_records, join
-from engine.batching import Batcher
-from engine.breaker import Breaker
-from engine.budget import ByteBudget
 from engine.delivery import Delivery
 from engine.errors import HandlerError, HeadraceError, InternalError, RowsRefused
 from engine.lanes import HANDLED_COPIES, Lanes
-from engine.positions import Positions
-from engine.processing import Processor
 from engine.protocols import (
-    Clock,
     Counts,
-    Destination,
-    Filter,
     OffsetOutOfRange,
     Outcome,
     ShardWriter,
-    Sink,
-    Source,
 )
+from engine.shard_tools import ShardStatistics, ShardTools, State
 from engine.windows import WindowChain, WindowWork
 
 T = TypeVar("T")
@@ -66,56 +55,6 @@ JOIN_INLINE_BYTES_MAX = 64 * 1024
 LAST_DELIVERY_SECONDS = 2.0
 
 
-class State(enum.StrEnum):
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPED = "stopped"  #: gave up by itself, with an error
-    RELEASED = "released"
-
-
-@dataclass(frozen=True, slots=True)
-class ShardStatistics:
-    """``position`` is committed, ``read`` fetched: each the offset after the last one. Counts are of this run."""
-
-    partition: int
-    state: State
-    position: int | None
-    read: int | None
-    records: int
-    batches: int
-    rows: int
-    commits: int
-    counts: Counts
-    undelivered: bool
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTools:
-    """What the shards of a pipeline share."""
-
-    name: str
-    source: Source
-    sink: Sink
-    processor: Processor
-    positions: Positions
-    destination: Destination | None
-    batcher: Callable[[], Batcher]
-    budget: ByteBudget
-    clock: Clock
-    fetch_records_max: int
-    shard_bytes_max: int
-    on_commit: Callable[[int, int], None]
-    outage_seconds_max: float
-    phase: Callable[[str], None] | None = None
-    filter: Filter | None = None
-    lanes: int = 1
-    lane_bytes_max: int = 0
-    window_seconds: int = 0  #: of tumbling windows; 0: there are none
-    window_wait_seconds: float = 0.0  #: without records, before a window that is over is closed
-    breaker: Callable[[], Breaker] | None = None
-
-
 class Shard:
     """``target`` is the offset at which the shard counts as caught up; there it commits without waiting."""
 
@@ -142,6 +81,10 @@ class Shard:
         self._has_failures = False  # among what is written and not committed
         self._records = self._batches = self._rows = self._commits = 0
         self._counts = Counts()
+        self._end: int | None = None  # of the topic, as last told
+        self._last_timestamp: int | None = None  # of the last record read
+        self._moved_at = tools.clock.monotonic()  # when the position moved, or had nothing before it
+        self._held_bytes = 0
 
     @property
     def label(self) -> str:
@@ -167,7 +110,27 @@ class Shard:
             counts=self._counts,
             undelivered=self._delivery is not None and self._delivery.pending,
             error=None if self.error is None else self.error.message,
+            end=self._end,
+            iterator_age_seconds=self._iterator_age(),
+            stalled_seconds=self._tools.clock.monotonic() - self._moved_at if self._is_behind else 0.0,
+            held_bytes=self._held_bytes,
         )
+
+    @property
+    def _is_behind(self) -> bool:
+        """There are records that are not committed."""
+        return self._end is not None and (self._position is None or self._position < self._end)
+
+    def _iterator_age(self) -> float:
+        if not self._is_behind or self._last_timestamp is None:
+            return 0.0
+        return max(0.0, self._tools.clock.time() - self._last_timestamp / 1000)
+
+    def saw_end(self, end: int) -> None:
+        """The topic ends at ``end`` now, for what `statistics` says of lag."""
+        self._end = end
+        if not self._is_behind:
+            self._moved_at = self._tools.clock.monotonic()
 
     @property
     def is_stopping(self) -> bool:
@@ -368,6 +331,8 @@ class Shard:
         assert batch.start == self._read, f"{self.label}: read {self._read}, got a batch from {batch.start}"
         self._read = batch.end
         self._records += len(batch)
+        if len(batch):
+            self._last_timestamp = batch.records.column("timestamp")[-1].as_py()
         if self._tools.phase is not None:
             self._tools.phase("fetch")
         batch = await self._filtered(batch)
@@ -508,6 +473,8 @@ class Shard:
         self._rows += 0 if outcome.rows is None else outcome.rows.num_rows
         self._counts += outcome.counts
         self._has_failures = self._has_failures or bool(outcome.failures)
+        if outcome.failures and self._tools.on_failed is not None:
+            self._tools.on_failed(outcome.failures)
         log.debug(
             "%s: offsets %d to %d: %s, %d rows",
             *(self.label, outcome.start, outcome.end, outcome.counts),
@@ -536,10 +503,15 @@ class Shard:
             return
         # Records of a topic that was made anew under the same name must not follow those of the old one.
         await self._tools.positions.check.run()
+        started = self._tools.clock.monotonic()
         position = await writer.commit()
+        now = self._tools.clock.monotonic()
+        self._tools.processor.measures.commit.add(now - started)
         assert position == self._processed, f"{self.label}: wrote up to {self._processed}, committed {position}"
         assert self._position is not None
         assert position >= self._position
+        if position > self._position:
+            self._moved_at = now
         self._position = position
         self._commits += 1
         if self._has_failures:
@@ -551,6 +523,6 @@ class Shard:
 
     def _report(self, writer: ShardWriter) -> int:
         waiting = self._batcher if self._lanes is None else self._lanes
-        held = waiting.nbytes + writer.pending_bytes
+        held = self._held_bytes = waiting.nbytes + writer.pending_bytes
         self._tools.budget.report(self, held)
         return held

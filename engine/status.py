@@ -21,7 +21,7 @@ BATCH_BOUNDS = (1.0, 10.0, 100.0, 500.0, 1_000.0, 5_000.0, 10_000.0, 25_000.0, 1
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """How many values fell into each class: ``counts`` has one more than ``bounds``. ``total`` is the values' sum."""
+    """How many values fell into each class: ``counts`` has one more than ``bounds``; ``total`` is their sum."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -44,10 +44,10 @@ class Distribution:
 class ShardStatus:
     """One owned shard. Counts are of this process's run of the shard.
 
-    ``position`` is committed, ``read`` fetched, ``end`` the topic's last stable offset as last asked for: each the
-    offset after the last record, None while unknown. ``iterator_age_seconds`` is how old the last record read is
-    while there are more behind it, else 0.0 (CloudWatch's IteratorAge). ``stalled_seconds`` is how long the position
-    has not moved although there are records beyond it, else 0.0.
+    ``position`` is committed, ``read`` fetched, ``end`` the topic's last stable offset as last asked for: each
+    the offset after the last record, None while unknown. ``iterator_age_seconds`` is how old the last record read
+    is while there are more to commit, else 0.0 (CloudWatch's IteratorAge). ``stalled_seconds`` is how long the
+    position has not moved although there are records beyond it, else 0.0.
     """
 
     partition: int
@@ -75,12 +75,21 @@ class ShardStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Billing:
+    """What AWS would bill for a function's invocations so far."""
+
+    billed_ms: int = 0
+    gb_seconds: float = 0.0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionStatus:
     """A pipeline's function in this run. ``kind`` is None for a pipeline without one.
 
-    ``invocations`` counts attempts, ``errors`` those that failed, ``throttles`` refusals for want of an environment,
-    ``retries`` attempts after the first, ``splits`` bisections. ``billed_ms`` and ``billed_gb_seconds`` are what AWS
-    would bill; 0 for kinds that AWS has not.
+    ``invocations`` counts attempts, ``errors`` those that failed, ``throttles`` refusals for want of an
+    environment, ``retries`` attempts after the first, ``splits`` bisections. ``billed_ms`` and
+    ``billed_gb_seconds`` are what AWS would bill; 0 for kinds that AWS has not.
     """
 
     name: str

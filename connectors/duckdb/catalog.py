@@ -109,7 +109,8 @@ class Shard:
         return [self.pipeline, self.cluster_id, self.topic_id, self.partition]
 
 
-_IS_SHARD = 'pipeline = ? AND cluster_id = ? AND topic_id = ? AND "partition" = ?'
+#: For the values of `Shard.key`.
+IS_SHARD = 'pipeline = ? AND cluster_id = ? AND topic_id = ? AND "partition" = ?'
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,15 +250,13 @@ def adopted(connection: duckdb.DuckDBPyConnection, pipeline: str, name: str) -> 
 
 
 def position(connection: duckdb.DuckDBPyConnection, shard: Shard) -> int | None:
-    found = connection.execute(
-        f"SELECT next_offset FROM headrace.positions WHERE {_IS_SHARD}", shard.key
-    ).fetchone()
+    found = connection.execute(f"SELECT next_offset FROM headrace.positions WHERE {IS_SHARD}", shard.key).fetchone()
     return None if found is None else found[0]
 
 
 def state(connection: duckdb.DuckDBPyConnection, shard: Shard) -> bytes:
     """The shard's state, empty where there is none."""
-    found = connection.execute(f"SELECT state FROM headrace.states WHERE {_IS_SHARD}", shard.key).fetchone()
+    found = connection.execute(f"SELECT state FROM headrace.states WHERE {IS_SHARD}", shard.key).fetchone()
     return b"" if found is None else bytes(found[0])
 
 
@@ -266,7 +265,7 @@ def set_state(connection: duckdb.DuckDBPyConnection, shard: Shard, state: bytes)
 
     In the transaction that has just moved the position, whose row is what two owners conflict on.
     """
-    connection.execute(f"DELETE FROM headrace.states WHERE {_IS_SHARD}", shard.key)
+    connection.execute(f"DELETE FROM headrace.states WHERE {IS_SHARD}", shard.key)
     if state:
         connection.execute("INSERT INTO headrace.states VALUES (?, ?, ?, ?, ?)", [*shard.key, state])
         connection.execute(
@@ -281,7 +280,7 @@ def take_over(connection: duckdb.DuckDBPyConnection, shard: Shard, owner: str, n
     From here on a commit of the last owner changes no row. Raises InternalError for a damaged position.
     """
     found = connection.execute(
-        f"UPDATE headrace.positions SET owner = ?, updated = make_timestamp(?) WHERE {_IS_SHARD}"
+        f"UPDATE headrace.positions SET owner = ?, updated = make_timestamp(?) WHERE {IS_SHARD}"
         " RETURNING first_offset, next_offset, handled + filtered + dropped + failed + absent",
         [owner, int(now * 1e6), *shard.key],
     ).fetchall()
@@ -293,7 +292,12 @@ def take_over(connection: duckdb.DuckDBPyConnection, shard: Shard, owner: str, n
         )
         return None
     [(first, following, counted)] = found
-    if following is None:
+    return whole(shard, first, following, counted)
+
+
+def whole(shard: Shard, first: int | None, following: int | None, counted: int) -> int | None:
+    """A position as it was read, ``following``. Raises InternalError where its records do not add up."""
+    if first is None or following is None:
         return None
     if following - first != counted:
         raise InternalError(
@@ -304,7 +308,7 @@ def take_over(connection: duckdb.DuckDBPyConnection, shard: Shard, owner: str, n
 
 
 def owned(connection: duckdb.DuckDBPyConnection, shard: Shard, owner: str) -> bool:
-    found = connection.execute(f"SELECT owner FROM headrace.positions WHERE {_IS_SHARD}", shard.key).fetchone()
+    found = connection.execute(f"SELECT owner FROM headrace.positions WHERE {IS_SHARD}", shard.key).fetchone()
     return found is not None and found[0] == owner
 
 
@@ -337,9 +341,14 @@ def undelivered(connection: duckdb.DuckDBPyConnection, shard: Shard, records_max
     """The shard's failures that are not marked, by offset; also from a file of an earlier version, as it is."""
     found = connection.execute(
         "SELECT * EXCLUDE (pipeline, cluster_id, topic, topic_id, failed_at, delivered)"
-        f' FROM headrace.failures WHERE {_IS_SHARD} AND NOT delivered ORDER BY "offset" LIMIT ?',
+        f' FROM headrace.failures WHERE {IS_SHARD} AND NOT delivered ORDER BY "offset" LIMIT ?',
         [*shard.key, records_max],
     )
+    return failed_records(found)
+
+
+def failed_records(found: duckdb.DuckDBPyConnection) -> list[FailedRecord]:
+    """What a query has found, whose columns are the fields of FailedRecord."""
     names = [column[0] for column in found.description or ()]
     records = []
     for row in found.fetchall():
@@ -352,6 +361,6 @@ def undelivered(connection: duckdb.DuckDBPyConnection, shard: Shard, records_max
 def mark_delivered(connection: duckdb.DuckDBPyConnection, shard: Shard, before: int) -> None:
     """Mark the failures of offsets below ``before``."""
     connection.execute(
-        f'UPDATE headrace.failures SET delivered = true WHERE {_IS_SHARD} AND NOT delivered AND "offset" < ?',
+        f'UPDATE headrace.failures SET delivered = true WHERE {IS_SHARD} AND NOT delivered AND "offset" < ?',
         [*shard.key, before],
     )

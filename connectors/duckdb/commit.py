@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from connectors.duckdb import catalog
 from connectors.duckdb.catalog import Shard
+from connectors.duckdb.ledger import MOVE, MOVED, MOVES, Ledger
 from connectors.duckdb.schema import TableName, registered
 from engine.errors import DataError, HeadraceError, InternalError, ShardLost, SinkMismatch, SinkUnavailable
 from engine.protocols import Counts, FailedRecord
@@ -45,6 +46,48 @@ class Append:
             connection.execute(f"INSERT INTO {self.table.sql} BY NAME SELECT * FROM headrace_rows")
 
 
+_COMPARE_AND_SET = f"UPDATE headrace.positions AS p SET {MOVE} RETURNING {MOVED}"
+
+
+class FileLedger:
+    """A DuckDB file: everything is in it, and made durable by COMMIT.
+
+    Every update of the positions has a RETURNING: on a table with a key DuckDB 1.5 then deletes and inserts the
+    row, else it updates in place, and two transactions of which one does this and the other that are not found
+    to conflict: one is lost in silence.
+    """
+
+    def take_over(self, connection: duckdb.DuckDBPyConnection, shard: Shard, owner: str, now: float) -> int | None:
+        return catalog.take_over(connection, shard, owner, now)
+
+    def move(self, connection: duckdb.DuckDBPyConnection, moves: pa.Table) -> list[tuple[str, int, int, int]]:
+        # One statement for all shards: 64 single updates cost 40 ms, this costs 3 ms.
+        with registered(connection, "headrace_moves", moves):
+            return connection.execute(_COMPARE_AND_SET).fetchall()
+
+    def keep(self, connection: duckdb.DuckDBPyConnection, failures: pa.Table) -> None:
+        with registered(connection, "headrace_failed", failures):
+            connection.execute("INSERT INTO headrace.failures BY NAME SELECT * FROM headrace_failed")
+
+    def set_state(self, connection: duckdb.DuckDBPyConnection, shard: Shard, state: bytes) -> None:
+        catalog.set_state(connection, shard, state)
+
+    def undelivered(
+        self, connection: duckdb.DuckDBPyConnection, shard: Shard, records_max: int
+    ) -> list[FailedRecord]:
+        return catalog.undelivered(connection, shard, records_max)
+
+    def mark_delivered(self, connection: duckdb.DuckDBPyConnection, shard: Shard, before: int) -> None:
+        catalog.mark_delivered(connection, shard, before)
+
+    def seal(self, connection: duckdb.DuckDBPyConnection) -> None:
+        del connection
+
+
+#: It holds nothing, so that one does for all files.
+FILE_LEDGER: Ledger = FileLedger()
+
+
 @dataclass(eq=False, slots=True)
 class ShardCommit:
     """One shard's part of a transaction: the move of its position from ``expected``, and what goes with it.
@@ -52,8 +95,9 @@ class ShardCommit:
     ``state`` is its new state, or None where it keeps the one that it has.
 
     ``start`` is ``expected``, or where the first range starts when there was none. ``rows_given`` counts the rows
-    as they came, of which ``rows`` may be combined. ``done`` gets None, or the error that kept this shard out; it
-    is never failed, so that nobody has to collect an exception.
+    as they came, of which ``rows`` may be combined. ``ledger`` is the same for all commits of a
+    file. ``done`` gets None, or the error that kept this shard out; it is never failed, so that nobody has to
+    collect an exception.
     """
 
     shard: Shard
@@ -69,47 +113,12 @@ class ShardCommit:
     target: Target | None
     phase: Callable[[str], None]
     now: float
+    ledger: Ledger = FILE_LEDGER
     done: Future[HeadraceError | None] = field(default_factory=Future)
 
     def finish(self, error: HeadraceError | None) -> None:
         if not self.done.done():
             self.done.set_result(error)
-
-
-_MOVES = pa.schema(
-    [
-        ("pipeline", pa.string()),
-        ("cluster_id", pa.string()),
-        ("topic_id", pa.string()),
-        ("part", pa.int32()),
-        ("owner", pa.string()),
-        ("expected", pa.int64()),
-        ("first", pa.int64()),
-        ("following", pa.int64()),
-        ("handled", pa.int64()),
-        ("filtered", pa.int64()),
-        ("dropped", pa.int64()),
-        ("failed", pa.int64()),
-        ("absent", pa.int64()),
-        ("rows_given", pa.int64()),
-        ("updated", pa.timestamp("us")),
-    ]
-)
-
-# One statement for all shards: 64 single updates cost 40 ms, this costs 3 ms. Every update of the positions has
-# a RETURNING: on a table with a key DuckDB 1.5 then deletes and inserts the row, else it updates in place, and
-# two transactions of which one does this and the other that are not found to conflict: one is lost in silence.
-_COMPARE_AND_SET = """
-UPDATE headrace.positions AS p SET
-    first_offset = coalesce(p.first_offset, m.first), next_offset = m.following, updated = m.updated,
-    handled = p.handled + m.handled, filtered = p.filtered + m.filtered, dropped = p.dropped + m.dropped,
-    failed = p.failed + m.failed, absent = p.absent + m.absent, rows_given = p.rows_given + m.rows_given
-FROM headrace_moves AS m
-WHERE p.pipeline = m.pipeline AND p.cluster_id = m.cluster_id AND p.topic_id = m.topic_id
-    AND p."partition" = m.part AND p.owner = m.owner AND p.next_offset IS NOT DISTINCT FROM m.expected
-RETURNING p.owner, p.next_offset, p.next_offset - p.first_offset,
-    p.handled + p.filtered + p.dropped + p.failed + p.absent
-"""
 
 
 def commit_together(connection: duckdb.DuckDBPyConnection, commits: Sequence[ShardCommit]) -> None:
@@ -158,6 +167,7 @@ def unusable(error: duckdb.Error) -> bool:
 
 def _transact(connection: duckdb.DuckDBPyConnection, commits: Sequence[ShardCommit]) -> list[ShardCommit]:
     """One transaction; gives the commits that lost their shard and were left out."""
+    ledger = commits[0].ledger
     with catalog.transaction(connection):
         for commit in commits:
             commit.phase("begin")
@@ -171,11 +181,11 @@ def _transact(connection: duckdb.DuckDBPyConnection, commits: Sequence[ShardComm
         for target, rows in by_target.items():
             target.store(connection, rows)
         if failures:
-            with registered(connection, "headrace_failed", pa.Table.from_pylist(failures, catalog.FAILURES)):
-                connection.execute("INSERT INTO headrace.failures BY NAME SELECT * FROM headrace_failed")
+            ledger.keep(connection, pa.Table.from_pylist(failures, catalog.FAILURES))
         for commit in won:
             if commit.state is not None:
-                catalog.set_state(connection, commit.shard, commit.state)
+                ledger.set_state(connection, commit.shard, commit.state)
+        ledger.seal(connection)
         for commit in won:
             commit.phase("written")
     return [commit for commit in commits if commit not in won]
@@ -206,8 +216,7 @@ def _move_positions(connection: duckdb.DuckDBPyConnection, commits: Sequence[Sha
     for commit in commits:
         assert commit.start <= commit.end, f"{commit.shard}: position would go back to {commit.end}"
         assert commit.counts.total == commit.end - commit.start
-    with registered(connection, "headrace_moves", pa.Table.from_pylist(moves, _MOVES)):
-        moved = connection.execute(_COMPARE_AND_SET).fetchall()
+    moved = commits[0].ledger.move(connection, pa.Table.from_pylist(moves, MOVES))
     # An owner is a UUID of one acquire, so it tells which commit a row is from.
     by_owner = {commit.owner: commit for commit in commits}
     for owner, following, covered, counted in moved:

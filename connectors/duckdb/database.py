@@ -7,6 +7,10 @@ arrive while one is under way go into the next transaction together.
 DuckDB holds the file by a POSIX lock, which a process loses when it closes *any* descriptor of the file:
 nothing in this process may open the file but DuckDB.
 
+Others of this process read by cursors that the database lends (`connectors.analysis.lending`), and analysts over
+the server beside it (`serving`). They share DuckDB's one budget of memory with the commits: a commit that runs out of
+it ends all queries and is made once more.
+
 Not here: what a commit writes (`commit`, `upsert`) and headrace's tables (`catalog`).
 """
 
@@ -18,17 +22,20 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import duckdb
 
+from connectors.analysis.lending import Lending
 from connectors.duckdb import catalog
 from connectors.duckdb.commit import ShardCommit, commit_together, conflicting, unusable
+from connectors.duckdb.serving import Server, ServingSettings
+from connectors.duckdb.snapshot import Snapshots, SnapshotSettings
 from engine.clock import SystemClock
 from engine.errors import HeadraceError, InternalError, ShardLost, SinkMismatch, SinkUnavailable
 from engine.protocols import Clock
@@ -42,6 +49,12 @@ POLL_SECONDS_MIN = 0.05
 POLL_SECONDS_MAX = 0.5
 #: How often a standby says that it still waits.
 LOG_SECONDS = 300.0
+
+#: What queries and commits may put beside the file together, where memory does not hold it.
+SPILL_BYTES_MAX = 4 * 1024**3
+
+#: How DuckDB says so; a COMMIT says it by another exception than its own.
+_OUT_OF_MEMORY = ("Out of Memory", "could not allocate", "failed to offload")
 
 _HOLDER = re.compile(r"Conflicting lock is held in (.*?) ?\(PID (\d+)\)")
 
@@ -69,6 +82,10 @@ class Database:
 
     ``lock_wait_seconds_max`` bounds the wait for a file that another process holds: -1 waits forever, 0
     not at all. ``memory_limit_bytes`` and ``threads`` are DuckDB's own limits, for the whole file.
+
+    ``confined``: DuckDB opens no files but those of this one's directory, loads nothing, and keeps its settings.
+    ``serving`` and ``snapshot`` are for analysts; both confine. What goes wrong with them is a warning. What memory
+    does not hold then goes beside the file, up to ``spill_bytes_max``.
     """
 
     def __init__(
@@ -79,6 +96,10 @@ class Database:
         memory_limit_bytes: int | None = None,
         threads: int | None = None,
         clock: Clock | None = None,
+        confined: bool = False,
+        serving: ServingSettings | None = None,
+        snapshot: SnapshotSettings | None = None,
+        spill_bytes_max: int = SPILL_BYTES_MAX,
     ) -> None:
         # One file by two paths would be opened twice: the lock does not hold within a process.
         self.path = Path(path).resolve()
@@ -89,6 +110,11 @@ class Database:
             self._settings["memory_limit"] = f"{memory_limit_bytes}B"
         if threads is not None:
             self._settings["threads"] = threads
+        self.lending = Lending(str(self.path))
+        self._server = None if serving is None else Server(self.path, serving, self.lending)
+        self._snapshots = None if snapshot is None else Snapshots(self.path, snapshot, self.lending)
+        self._confined = confined or serving is not None or snapshot is not None
+        self._spill_bytes_max = spill_bytes_max
         self._opening = asyncio.Lock()
         self._references = 0
         self._executor: ThreadPoolExecutor | None = None
@@ -99,6 +125,11 @@ class Database:
 
     def statistics(self) -> Statistics:
         return Statistics(self._transactions, self._shards, self._lost, self._reopened)
+
+    @property
+    def server(self) -> Server | None:
+        """What serves the file to analysts; its ``uri`` is None while it does not."""
+        return self._server
 
     async def open(self) -> None:
         """Take the file for this process, making it where it is missing.
@@ -111,6 +142,8 @@ class Database:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"duckdb-{self.path.name}")
                 try:
                     await self._connect_or_wait()
+                    if self._snapshots is not None:
+                        self._snapshots.start()
                 except BaseException:
                     executor, self._executor = self._executor, None
                     executor.submit(self._disconnect)
@@ -127,6 +160,8 @@ class Database:
                 return
             executor, self._executor = self._executor, None
             assert executor is not None
+            if self._snapshots is not None:
+                await asyncio.to_thread(self._snapshots.close)
             await asyncio.get_running_loop().run_in_executor(executor, self._disconnect)
             executor.shutdown(wait=False)
 
@@ -214,11 +249,12 @@ class Database:
             # checkpoint on close would make the marks durable, and the rows that come to lie there next are lost.
             connection.execute("PRAGMA disable_checkpoint_on_shutdown")
             catalog.prepare(connection)
+            self._lend(connection)
         except duckdb.Error as error:
-            connection.close()
+            self._let_go(connection)
             raise self._unavailable(error) from error
         except BaseException:
-            connection.close()
+            self._let_go(connection)
             raise
         self._connection = connection
         # Whoever still makes such a file is too late: the database is there.
@@ -247,16 +283,40 @@ class Database:
         finally:
             os.close(folder)
 
+    def _lend(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """From here on others may read, and nobody reaches another file."""
+        served = self._server is not None and self._server.prepare(connection)
+        if self._confined:
+            folder = self._snapshots.folder if self._snapshots is not None else None
+            confine(connection, self.path, folder, self._spill_bytes_max)
+        self.lending.opened(connection)
+        if served:
+            assert self._server is not None
+            self._server.start(connection)
+
+    def _let_go(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Close, after everybody else who has the file open in this process."""
+        self._end_readers(connection)
+        with suppress(duckdb.Error):
+            connection.close()
+
+    def _end_readers(self, connection: duckdb.DuckDBPyConnection) -> None:
+        # Queries first: the server's end waits for them.
+        self.lending.call_back()
+        if self._server is not None:
+            self._server.stop(connection)
+
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        self._end_readers(connection)
         try:
             connection.execute("CHECKPOINT")
         except duckdb.Error as error:
             # The WAL stays then, and is replayed by whoever opens the file next.
             _log.warning("%s: no checkpoint on close: %s", self.path, error)
-        connection.close()
+        self._let_go(connection)
 
     def _connected(self) -> duckdb.DuckDBPyConnection:
         """The connection, opened again where an error made the last one unusable."""
@@ -272,8 +332,17 @@ class Database:
     def _call(self, call: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
         connection = self._connected()
         try:
-            with catalog.transaction(connection):
-                return call(connection)
+            try:
+                with catalog.transaction(connection):
+                    return call(connection)
+            except duckdb.Error as error:
+                if not _out_of_memory(error):
+                    raise
+                with self.lending.memory_yielded() as yielded:
+                    if not yielded:
+                        raise
+                    with catalog.transaction(connection):
+                        return call(connection)
         except (duckdb.CatalogException, duckdb.BinderException) as error:
             raise SinkMismatch(f"DuckDB file {self.path} has other tables than expected: {error}") from error
         except duckdb.Error as error:
@@ -290,7 +359,7 @@ class Database:
             return
         self._transactions += 1
         try:
-            commit_together(self._connected(), commits)
+            self._commit(self._connected(), commits)
         except duckdb.Error as error:
             failure: HeadraceError = self._given_up(error)
         except HeadraceError as error:
@@ -303,6 +372,38 @@ class Database:
         for commit in commits:
             commit.finish(failure)
 
+    def _commit(self, connection: duckdb.DuckDBPyConnection, commits: Sequence[ShardCommit]) -> None:
+        """`commit_together`; what finds no memory while others have some is made once more without them."""
+        tried = [(commit, replace(commit, done=Future())) for commit in commits]
+        fault: duckdb.Error | None = None
+        try:
+            commit_together(connection, [trial for _commit, trial in tried])
+        except duckdb.Error as error:
+            if not _out_of_memory(error):
+                raise
+            fault = error
+        again = []
+        for commit, trial in tried:
+            error_of_one = trial.done.result() if trial.done.done() else None
+            if not trial.done.done() or _out_of_memory(error_of_one):
+                again.append(commit)
+            else:
+                commit.finish(error_of_one)
+        if again:
+            with self.lending.memory_yielded() as yielded:
+                if yielded:
+                    _log.warning("%s: queries were ended, because a commit needed their memory", self.path)
+                    if fault is not None and unusable(fault):
+                        self._given_up(fault)
+                    commit_together(self._connected(), again)
+                elif fault is not None:
+                    raise fault
+        for commit, trial in tried:
+            if trial.done.done():
+                commit.finish(trial.done.result())
+        if self._snapshots is not None:
+            self._snapshots.changed()
+
     def _count(self, done: Future[HeadraceError | None]) -> None:
         with self._ready_lock:
             self._shards += done.result() is None
@@ -312,8 +413,7 @@ class Database:
         """Close what cannot go on (the next call opens it again) and say why."""
         if unusable(error) and self._connection is not None:
             connection, self._connection = self._connection, None
-            with suppress(duckdb.Error):
-                connection.close()
+            self._let_go(connection)
         return self._unavailable(error)
 
     def _unavailable(self, error: duckdb.Error) -> SinkUnavailable:
@@ -324,3 +424,36 @@ class Database:
         elif "not a valid DuckDB" in text:
             hint = "Give the sink another path, or move that file away."
         return SinkUnavailable(f"DuckDB file {self.path}: {text}", hint=hint)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether it is that, or came of it: what cleans up in the transaction then fails too, and hides the reason."""
+    while error is not None:
+        if isinstance(error, duckdb.OutOfMemoryException) or any(text in str(error) for text in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def confine(
+    connection: duckdb.DuckDBPyConnection, path: Path, folder: Path | None, spill_bytes_max: int
+) -> None:
+    """Let the instance reach the directory of ``path``, where its own files are, and ``folder``; nothing else.
+
+    Values of times are in UTC from here on, variables of Python are no tables, and no setting can be changed.
+    """
+    spill = path.with_name(path.name + ".tmp")
+    places = {str(each) + os.sep for each in (path.parent, spill, folder) if each is not None}
+    listed = ", ".join("'" + place.replace("'", "''") + "'" for place in sorted(places))
+    for setting in (
+        f"temp_directory = '{str(spill).replace(chr(39), chr(39) * 2)}'",
+        f"max_temp_directory_size = '{spill_bytes_max}B'",
+        "TimeZone = 'UTC'",
+        "autoinstall_known_extensions = false",
+        "autoload_known_extensions = false",
+        "python_enable_replacements = false",
+        f"allowed_directories = [{listed}]",
+        "enable_external_access = false",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"SET GLOBAL {setting}")

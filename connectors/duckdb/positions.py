@@ -27,7 +27,7 @@ def read_positions(path: Path, binding: Binding, stream: Stream) -> dict[int, in
         return positions
     try:
         with duckdb.connect(path, read_only=True) as connection:
-            return positions | _read(connection, binding, stream)
+            return positions | positions_of(connection, binding, stream)
     except duckdb.Error as error:
         text = str(error).strip().splitlines()[0]
         if "Could not set lock" in text:
@@ -41,7 +41,8 @@ def read_positions(path: Path, binding: Binding, stream: Stream) -> dict[int, in
         raise SinkUnavailable(f"pipeline {binding.pipeline}: DuckDB file {path}: {text}") from None
 
 
-def _read(connection: duckdb.DuckDBPyConnection, binding: Binding, stream: Stream) -> dict[int, int | None]:
+def positions_of(connection: duckdb.DuckDBPyConnection, binding: Binding, stream: Stream) -> dict[int, int | None]:
+    """The positions that there are in an open file. Raises as `read_positions`, and duckdb.Error."""
     try:
         known = connection.execute(
             "SELECT table_name FROM headrace.sinks WHERE table_name = ? OR pipeline = ?",

@@ -22,8 +22,9 @@ import pyarrow as pa
 from connectors.duckdb import aggregate, catalog
 from connectors.duckdb.aggregate import Aggregate
 from connectors.duckdb.catalog import Binding, Shard
-from connectors.duckdb.commit import Append, ShardCommit
+from connectors.duckdb.commit import FILE_LEDGER, Append, ShardCommit
 from connectors.duckdb.database import Database
+from connectors.duckdb.ledger import Ledger
 from connectors.duckdb.pending import COPIED_BYTES_MAX, TABLE_BYTES, Pending, compact
 from connectors.duckdb.schema import (
     TableName,
@@ -40,7 +41,7 @@ from engine.errors import ConfigError, InternalError, ShardLost
 from engine.protocols import Clock, FailedRecord, Outcome
 
 #: A table that is there, and the schema that rows for it have.
-_Ready = tuple[Append | Upsert | Aggregate, pa.Schema]
+Ready = tuple[Append | Upsert | Aggregate, pa.Schema]
 
 #: The durable schema under this name is the one that the table is made from.
 ROWS = "rows"
@@ -81,12 +82,14 @@ class DuckDBSink:
         commit_bytes_max: int = 67_108_864,
         on_recreated_topic: Literal["stop", "restart"] = "stop",
         phase: Callable[[str], None] | None = None,
+        ledger: Ledger = FILE_LEDGER,
     ) -> None:
         aggregates = {} if aggregates is None else dict(aggregates)
         faults = _faults(mode, key, aggregates)
         if faults:
             raise ConfigError(f"DuckDB sink of pipeline {pipeline}", faults)
         self.database = database
+        self.ledger = ledger
         self.table = TableName.parse(table)
         self.commit_interval_max_seconds = commit_interval_max_seconds
         self.commit_bytes_max = commit_bytes_max
@@ -134,7 +137,7 @@ class DuckDBSink:
         Raises SinkMismatch, which lists the columns that differ; then nothing is adopted.
         """
 
-        def adopt(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Schema, _Ready | None]:
+        def adopt(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Schema, Ready | None]:
             durable = catalog.adopt(connection, self._binding.pipeline, name, schema)
             return durable, self._ready_table(connection, durable) if name == ROWS else None
 
@@ -155,7 +158,7 @@ class DuckDBSink:
 
         def take_over(connection: duckdb.DuckDBPyConnection) -> tuple[int | None, bytes]:
             self.phase("recovering")
-            position = catalog.take_over(connection, shard, owner, self.clock.time())
+            position = self.ledger.take_over(connection, shard, owner, self.clock.time())
             return position, catalog.state(connection, shard)
 
         return DuckDBShard(self, shard, owner, *await self.database.run(take_over))
@@ -192,7 +195,7 @@ class DuckDBSink:
         stream = self._stream
         return Shard(self._binding.pipeline, stream.cluster_id, stream.topic, stream.topic_id, partition)
 
-    def _bind(self, connection: duckdb.DuckDBPyConnection, stream: Stream) -> tuple[int, _Ready | None]:
+    def _bind(self, connection: duckdb.DuckDBPyConnection, stream: Stream) -> tuple[int, Ready | None]:
         partitions, restarted = catalog.bind(connection, self._binding, stream, restart=self._restart)
         durable = catalog.adopted(connection, self._binding.pipeline, ROWS)
         if durable is None:
@@ -202,7 +205,7 @@ class DuckDBSink:
             ready[0].restart(connection)
         return partitions, ready
 
-    def _ready_table(self, connection: duckdb.DuckDBPyConnection, durable: pa.Schema) -> _Ready:
+    def _ready_table(self, connection: duckdb.DuckDBPyConnection, durable: pa.Schema) -> Ready:
         """Make the table, or see that the one there is has the durable schema."""
         rows_schema = stored = plain(durable)
         target: Append | Upsert | Aggregate = Append(self.table)
@@ -294,6 +297,7 @@ class DuckDBShard:
                 target=self._sink.target,
                 phase=self._sink.phase,
                 now=self._sink.clock.time(),
+                ledger=self._sink.ledger,
             )
             self._sink.database.submit(commit)
             await self._settle()
@@ -305,7 +309,7 @@ class DuckDBShard:
 
         def read(connection: duckdb.DuckDBPyConnection) -> list[FailedRecord]:
             self._require_owned(connection)
-            return catalog.undelivered(connection, self._shard, records_max)
+            return self._sink.ledger.undelivered(connection, self._shard, records_max)
 
         found = await self._sink.database.run(read)
         return (found[-1].offset + 1 if found else 0), found
@@ -316,7 +320,7 @@ class DuckDBShard:
 
         def write(connection: duckdb.DuckDBPyConnection) -> None:
             self._require_owned(connection)
-            catalog.mark_delivered(connection, self._shard, mark)
+            self._sink.ledger.mark_delivered(connection, self._shard, mark)
 
         await self._sink.database.run(write)
 

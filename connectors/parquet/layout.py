@@ -1,7 +1,11 @@
 """Where everything of a Parquet sink lies, and how its files are called.
 
     <root>/[column=value/]<topic>[~incarnation]-<partition>-<start>-<end>-<seq>[-n].parquet
-    <root>/.headrace/sink.json, sink-<incarnation>.json, schema-<name>.json, temporary/
+    <root>/[column=value/]<topic>[~incarnation]-<partition>-<start>-<end>-<seq>~c<id>.parquet   (joined from others)
+    <root>/headrace.duckdb                                     (a view of what is live, for readers)
+    <root>/.headrace/sink.json, sink-<incarnation>.json, schema-<name>.json, view.json, temporary/
+    <root>/.headrace/compaction/<seq>.ndjson, staging/, lock
+    <root>/.headrace/view/[column=.../]none.parquez           (no rows: the view finds one file at least)
     <root>/.headrace/<topic id>/<partition>/log/<seq>.json, <seq>.checkpoint.json
     <root>/.headrace/<topic id>/<partition>/staging/<seq of the owner's takeover>-<owner>-<what>
                                                     (the shard's state stays here: <n>.state)
@@ -14,6 +18,7 @@ Not here: any file operation.
 from __future__ import annotations
 
 import hashlib
+import re
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +27,14 @@ HIDDEN = ".headrace"
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + "_-.")
 _STEM_TOPIC_CHARS_MAX = 150
+
+#: What every public file ends in, and nothing else.
+PUBLIC = ".parquet"
+
+_PUBLIC_NAME = re.compile(
+    r"(?P<shard>.+-\d+)-(?P<start>\d{20,})-(?P<end>\d{20,})-(?P<seq>\d+)"
+    r"(?:-(?P<part>\d+)|~c(?P<compaction>\d+))?\.parquet"
+)
 
 
 def encode(text: str) -> str:
@@ -80,3 +93,45 @@ class ShardLayout:
 def shards_home(root: Path, topic_id: str) -> Path:
     """The directory that holds the shards of one incarnation of the topic."""
     return root / HIDDEN / f"topic-{encode(topic_id)}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PublicName:
+    """A public file's name, taken apart. They sort in the order of their rows within a shard.
+
+    ``shard`` is the topic's part of the name with incarnation and partition; ``compaction`` the id of the
+    compaction that made the file, 0 for a commit's.
+    """
+
+    shard: str
+    start: int
+    end: int
+    seq: int
+    part: int = 0
+    compaction: int = 0
+
+    @property
+    def partition(self) -> int:
+        return int(self.shard.rpartition("-")[2])
+
+    def covers(self, other: PublicName) -> bool:
+        """Whether the rows of ``other`` lie in the range of this one."""
+        return self.shard == other.shard and self.start <= other.start and other.end <= self.end
+
+    def joined(self, last: PublicName, compaction: int) -> str:
+        """The name of the file that joins this one, the first, and others up to ``last``."""
+        return f"{self.shard}-{self.start:020d}-{last.end:020d}-{last.seq}~c{compaction}{PUBLIC}"
+
+
+def parse_public(name: str) -> PublicName | None:
+    """The parts of a public file's name; None for a name that no sink gives."""
+    found = _PUBLIC_NAME.fullmatch(name)
+    if found is None:
+        return None
+    numbers = (int(found[part] or 0) for part in ("start", "end", "seq", "part", "compaction"))
+    return PublicName(found["shard"], *numbers)
+
+
+def compaction_home(root: Path) -> Path:
+    """The directory of a sink's compaction records."""
+    return root / HIDDEN / "compaction"

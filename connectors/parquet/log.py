@@ -12,6 +12,7 @@ name; it is linked, the log directory is flushed, and the commit is made. Files 
 
 *Retention.* Users remove public files and directories whenever they like. What had its public name by then is
 theirs to remove; a file that had not yet is committed and still staged, and its directory is made anew for it.
+Compaction removes public files too, of which it has first made sure that no staged name is left to come back.
 
 *State.* A shard's state is an entry of the manifest that moves it. A large one is a staged file that stays staged
 for as long as it is the last (`connectors.parquet.state`); its successor's owner removes it, or else recovery does.
@@ -36,7 +37,7 @@ from pathlib import Path
 
 from connectors.parquet.files import Directories, StagedFile, replace_durably, write_whole
 from connectors.parquet.filesystem import FileSystem
-from connectors.parquet.layout import ShardLayout
+from connectors.parquet.layout import ShardLayout, parse_public
 from connectors.parquet.manifest import (
     Checkpoint,
     FileEntry,
@@ -359,12 +360,24 @@ class ShardLog:
         )
 
     def _missing(self, public: Path, *, recovery: bool) -> None:
-        if recovery:  # removed by its user since, who may do that
+        if recovery and self._was_joined(public):
+            logger.debug("%s was joined with others", public)
+        elif recovery:  # removed by its user since, who may do that
             logger.warning("%s was committed and is not there any more", public)
         elif self.lost():
             raise self.lost_error()
         else:
             raise InternalError(f"{public} was removed while it was committed")
+
+    def _was_joined(self, public: Path) -> bool:
+        """Whether a file that compaction has made covers what ``public`` had."""
+        name = parse_public(public.name)
+        if name is None:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            there = [parse_public(text) for text in self.filesystem.names(public.parent)]
+            return any(other is not None and other.compaction and other.covers(name) for other in there)
+        return False
 
     def _superseded(self, seq: int) -> bool:
         return newest_checkpoint(self.filesystem.names(self.layout.log)) >= seq

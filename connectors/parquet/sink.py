@@ -1,5 +1,7 @@
 """The Parquet sink: a directory of committed files, bound to one pipeline and one topic.
 
+Beside the files it keeps a view of them (`connectors.parquet.view`), made when their schema is known.
+
 Not here: the shards' writers (`connectors.parquet.writer`) and how commits are made (`connectors.parquet.log`).
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +20,17 @@ import pyarrow as pa
 from connectors.parquet.files import Directories
 from connectors.parquet.filesystem import FileSystem, OsFileSystem, reaching
 from connectors.parquet.identity import Identity, IdentityFiles
+from connectors.parquet.joined import RecordLog
 from connectors.parquet.layout import ShardLayout, shards_home
 from connectors.parquet.log import CHECKPOINT_EVERY, ShardLog, read_chain
 from connectors.parquet.partitions import file_schema, parse_keys
+from connectors.parquet.view import NAME, publish_view
 from connectors.parquet.writer import ParquetShardWriter, RowSchema, WriterOptions
 from engine.batch import Stream
 from engine.errors import ConfigError, InternalError, RecreatedTopic, SinkMismatch
 from engine.protocols import Clock
+
+logger = logging.getLogger("headrace.parquet")
 
 #: The durable schema under this name is that of the rows; the first write adopts it where nobody did.
 ROWS = "rows"
@@ -93,6 +100,8 @@ class ParquetSink:
         self._identity_files = IdentityFiles(self._filesystem, path, self._directories)
         self._writers: set[ParquetShardWriter] = set()
         self._rows: tuple[pa.Schema, RowSchema] | None = None
+        self._view_lock = threading.Lock()
+        self._has_view = False
 
     async def open(self, stream: Stream) -> None:
         await asyncio.to_thread(self._open, stream)
@@ -138,6 +147,10 @@ class ParquetSink:
                 bound = history[-1]
             files.check(bound, self._pipeline, stream)
             self._bound = bound
+            RecordLog(self._filesystem, self._root, self._directories).prepare()
+            schema = files.schema(ROWS)
+        if schema is not None:
+            self._publish_view(schema)
 
     def _may_restart(self, history: Sequence[Identity], stream: Stream) -> bool:
         """Whether this is the sink's topic made anew, and we are to go on with it.
@@ -162,7 +175,9 @@ class ParquetSink:
             adopted = self._identity_files.adopt_schema(name, schema.remove_metadata())
             if name == ROWS:
                 self._know_rows(adopted)
-            return adopted
+        if name == ROWS:
+            self._publish_view(adopted)
+        return adopted
 
     def _schema(self, name: str) -> pa.Schema | None:
         with reaching(self._root), self._lock:
@@ -205,12 +220,29 @@ class ParquetSink:
     def _layout(self, identity: Identity, partition: int) -> ShardLayout:
         return ShardLayout(self._root, identity.topic, identity.topic_id, partition, identity.incarnation)
 
+    def _publish_view(self, schema: pa.Schema) -> None:
+        """Make the view, once. Without it the sink is as good: what is wrong is warned of."""
+        with self._view_lock:
+            if self._has_view or not isinstance(self._filesystem, OsFileSystem):  # DuckDB writes to no other
+                return
+            self._has_view = True
+            try:
+                keys = self._options.keys
+                publish_view(self._filesystem, self._directories, self._root, self._pipeline, schema, keys)
+            except Exception as error:
+                logger.warning("%s is not there for readers: %s", self._root / NAME, error)
+
     def _row_schema(self, schema: pa.Schema) -> RowSchema:
         """What ``schema`` is in the files. Rows of one sink have one schema: the first, durably.
 
         InternalError for another than this process has used; SinkMismatch for another than an earlier
         process left, since then a configuration has changed.
         """
+        rows = self._known_row_schema(schema)
+        self._publish_view(schema)
+        return rows
+
+    def _known_row_schema(self, schema: pa.Schema) -> RowSchema:
         with self._lock:
             if self._rows is None:
                 file_schema(schema, self._options.keys)  # nothing that cannot be written is adopted

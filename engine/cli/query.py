@@ -27,7 +27,7 @@ NULL = "NULL"
 Row = Sequence[str | None]
 
 _SQL = typer.Argument(metavar="SQL", help="One SELECT, SHOW, DESCRIBE, SUMMARIZE, PIVOT, or EXPLAIN.")
-_DB = typer.Option("--db", metavar="FILE", help="A DuckDB file; opened to read.")
+_DB = typer.Option("--db", metavar="FILE", help="A DuckDB file; also while an engine writes to it.")
 _PARQUET = typer.Option(
     "--parquet", metavar="DIR", help="Parquet files, as the view `data` (or the directory's name)."
 )
@@ -46,7 +46,8 @@ def query(
 ) -> None:
     """Ask a DuckDB file or the committed Parquet files of a directory.
 
-    Only reads, and only what is named. JSON and CSV give every value in full: times in UTC, numbers that are
+    Only reads, and only what is named. A DuckDB file that an engine is writing is asked through that engine, with the
+    limits of its [query] table. JSON and CSV give every value in full: times in UTC, numbers that are
     not finite as strings in JSON.
 
     \b
@@ -58,7 +59,8 @@ def query(
     line on standard error says so, and the exit code is 3.
 
     Exit codes: 0 for an answer, also one without rows; 2 for the SQL or a name, or a directory that has no
-    Parquet file and is no sink; 3 while another process writes to the DuckDB file, or a sink has no columns yet.
+    Parquet file and is no sink; 3 while a process writes to the DuckDB file that does not serve it, or is busy, or a
+    sink has no columns yet.
     """
     from engine.compose import query as compose
 

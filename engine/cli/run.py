@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import orjson
 import typer
@@ -25,6 +27,9 @@ from engine.errors import ConfigError, Domain, UserError
 from engine.loop_watch import BLOCKED_SECONDS_MAX
 from engine.reload import Reloader, watched
 from engine.runtime import Runtime
+
+if TYPE_CHECKING:
+    from engine.compose.shared import Shared
 
 log = logging.getLogger("headrace.run")
 
@@ -181,16 +186,18 @@ def run(
     headrace run headrace.toml --until-caught-up
     headrace run template.yaml --topic OrderStream=orders --on-failure FailedQueue=kafka://failed --reload
     """
-    from engine.compose.pipelines import build_runtime
+    from engine.compose.pipelines import build
 
     logs.configure(json=json, verbose=verbose)
     options = template_options(parameter, topic, on_failure, settings, allow_unsupported)
     config = load_file(file, options, bootstrap)
     # Handlers are looked for beside the configuration too, as in a Lambda task root.
     sys.path.insert(0, str(file.resolve().parent))
-    runtime = build_runtime(config, bootstrap=bootstrap, until_caught_up=until_caught_up)
+    runtime, shared = build(config, bootstrap=bootstrap, until_caught_up=until_caught_up)
+    serve = None if until_caught_up else _page(runtime, shared, config, file, bootstrap)
     reloader = Reloader(watched(runtime.pipelines, config, file.resolve().parent)) if reload else None
-    code = _loop(runtime, config, reloader, shows_bar=until_caught_up and not json and sys.stderr.isatty())
+    shows_bar = until_caught_up and not json and sys.stderr.isatty()
+    code = _loop(runtime, config, reloader, serve, shows_bar=shows_bar)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -274,7 +281,28 @@ def load_file(file: Path, options: TemplateOptions, bootstrap: str | None) -> Co
     return template.config
 
 
-def _loop(runtime: Runtime, config: Config, reloader: Reloader | None, *, shows_bar: bool) -> int:
+class Page(Protocol):
+    """What browsers and other commands see of the run."""
+
+    async def close(self) -> None: ...
+
+
+#: Starts the page. Raises UserError where its address cannot be had.
+Serve = Callable[[], Awaitable[Page]]
+
+
+def _page(runtime: Runtime, shared: Shared, config: Config, file: Path, bootstrap: str | None) -> Serve:
+    # Imported by runs that have a page: a server takes memory.
+    from engine.compose.web import serve
+
+    return partial(
+        serve, runtime, config, file, tail=shared.logs.tail, databases=shared.databases, bootstrap=bootstrap
+    )
+
+
+def _loop(
+    runtime: Runtime, config: Config, reloader: Reloader | None, serve: Serve | None, *, shows_bar: bool
+) -> int:
     try:
         import uvloop
     except ImportError:
@@ -282,10 +310,12 @@ def _loop(runtime: Runtime, config: Config, reloader: Reloader | None, *, shows_
     else:
         factory = uvloop.new_event_loop
     # Not closed: closing waits for coroutines that take no cancellation, and the process is about to end.
-    return asyncio.Runner(loop_factory=factory).run(_run(runtime, config, reloader, shows_bar=shows_bar))
+    return asyncio.Runner(loop_factory=factory).run(_run(runtime, config, reloader, serve, shows_bar=shows_bar))
 
 
-async def _run(runtime: Runtime, config: Config, reloader: Reloader | None, *, shows_bar: bool) -> int:
+async def _run(
+    runtime: Runtime, config: Config, reloader: Reloader | None, serve: Serve | None, *, shows_bar: bool
+) -> int:
     stopping = asyncio.Event()
     drain_seconds_max = config.engine.drain_seconds_max
 
@@ -301,6 +331,7 @@ async def _run(runtime: Runtime, config: Config, reloader: Reloader | None, *, s
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
+    page = await serve() if serve is not None else None
     started = time.monotonic()
     running = asyncio.ensure_future(runtime.run(stopping))
     telling = asyncio.ensure_future(_show(runtime) if shows_bar else _tell(runtime))
@@ -314,6 +345,8 @@ async def _run(runtime: Runtime, config: Config, reloader: Reloader | None, *, s
         await asyncio.wait({running}, timeout=deadline.seconds_left)
     telling.cancel()
     stopped.cancel()
+    if page is not None:
+        await page.close()
     _summary(runtime, time.monotonic() - started)
     if not running.done():
         log.error("not closed within %g s; leaving anyway, nothing committed is lost", drain_seconds_max)

@@ -55,6 +55,13 @@ FIREHOSE_RETRIES_MAX = 3
 def build_runtime(
     config: Config, *, bootstrap: str | None = None, until_caught_up: bool = False, phase: Phase | None = None
 ) -> Runtime:
+    """The runtime of `build` alone, for those who show nothing of it."""
+    return build(config, bootstrap=bootstrap, until_caught_up=until_caught_up, phase=phase)[0]
+
+
+def build(
+    config: Config, *, bootstrap: str | None = None, until_caught_up: bool = False, phase: Phase | None = None
+) -> tuple[Runtime, Shared]:
     """Every enabled pipeline of ``config``, and their companions. Raises ConfigError with the faults of all.
 
     Imports what runs in this process; reaches neither broker nor sinks, and starts no environment. ``phase`` hears
@@ -80,7 +87,14 @@ def build_runtime(
                 faults.append(f"pipelines.{name}: {error}")
     if faults:
         raise ConfigError("the pipelines cannot be built", faults)
-    return Runtime(pipelines, meter=shared.meter, logs=shared.logs)
+    runtime = Runtime(
+        pipelines,
+        meter=shared.meter,
+        logs=shared.logs,
+        budget=shared.budget,
+        recent=shared.recent,
+    )
+    return runtime, shared
 
 
 def build_ends(config: Config, name: str, *, bootstrap: str | None = None) -> tuple[KafkaSource, Sink]:
@@ -137,6 +151,7 @@ def _parts(
         prepare=prepare,
         filter=_filter(kind, config),
         phase=shared.phase,
+        recent=shared.recent,
     )
 
 

@@ -19,6 +19,7 @@ from engine.compose.kafka import kafka_settings
 from engine.config import Config, PipelineConfig, RegistryConfig
 from engine.config_sinks import DuckDBSinkConfig
 from engine.protocols import Clock
+from engine.recent import RecentFailures
 from functions.environments.logs import FunctionLogs
 from functions.environments.metering import Meter
 
@@ -49,6 +50,7 @@ class Shared:
     phase: Phase | None
     logs: FunctionLogs
     meter: Meter
+    recent: RecentFailures
     record_bytes_max: int
     duckdb_bytes_max: int
     fetch_bytes_max: int
@@ -95,6 +97,7 @@ def share(
         budget=ByteBudget(record_bytes - fetch_bytes),
         phase=phase or phase_log(os.environ.get(PHASE_LOG_VARIABLE)),
         logs=FunctionLogs(config.engine.function_log_path, bytes_max=config.engine.function_log_bytes_max),
+        recent=RecentFailures(config.web.failures_max, config.web.failures_bytes_max),
         meter=Meter(config.engine.metering_path, clock=clock),
         record_bytes_max=record_bytes,
         duckdb_bytes_max=record_bytes,

@@ -2,7 +2,8 @@
 
 A `LogStream` is one environment's `contract.LogSink`: it only puts bytes aside, so that a function that floods its
 standard output costs the event loop next to nothing. The thread of `FunctionLogs` makes lines of them. Everything
-is bounded: a line, an invocation, what waits, a function's files. What is left out is counted and said.
+is bounded: a line, an invocation, what waits, a function's files. What is left out is counted and said. The latest
+lines of all functions stay in memory besides (`LogTail`), to be looked through while the engine runs.
 
 Not here: reading the processes' pipes, and what the platform's lines say (`functions.environments.report`).
 """
@@ -16,9 +17,11 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
+
+from engine.recent import LogEntry, Ring
 
 logger = logging.getLogger("headrace.function")
 
@@ -47,6 +50,11 @@ PORTION_BYTES: Final = 65_536
 
 #: Of one function. Files that hold next to nothing would else be too many before they are too large.
 FILES_MAX: Final = 10_000
+
+#: The tail in memory: of all functions together, and of one line.
+TAIL_LINES_MAX: Final = 20_000
+TAIL_BYTES_MAX: Final = 8 * 1024 * 1024
+TAIL_LINE_CHARACTERS_MAX: Final = 16_384
 
 Origin = Literal["function", "platform", "notice"]
 
@@ -181,6 +189,65 @@ def _iso(at: float) -> str:
     return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class LogTail:
+    """The latest lines of all functions, in bounded memory. Written by the logs' thread, read in any."""
+
+    def __init__(self, *, lines_max: int = TAIL_LINES_MAX, bytes_max: int = TAIL_BYTES_MAX) -> None:
+        self._ring: Ring[LogEntry] = Ring(lines_max, bytes_max, _entry_bytes)
+
+    @property
+    def last(self) -> int:
+        """The newest line's sequence number; 0 before the first."""
+        return self._ring.last
+
+    def add(self, function_name: str, stream_name: str, lines: list[Line]) -> None:
+        # Of a flood the earlier lines would go at once.
+        for line in lines[-TAIL_LINES_MAX:]:
+            text = line.text[:TAIL_LINE_CHARACTERS_MAX]
+            self._ring.add(LogEntry(line.at, function_name, stream_name, line.origin, text))
+
+    def latest(
+        self, limit: int, *, functions: Collection[str] | None = None, search: str | None = None
+    ) -> list[tuple[int, LogEntry]]:
+        """The newest lines with their sequence numbers, newest first: those of ``functions`` that hold ``search``.
+
+        Case is ignored. Looks through everything that is kept, which takes some milliseconds.
+        """
+        wanted = search.casefold() if search else None
+        found: list[tuple[int, LogEntry]] = []
+        for sequence, entry in reversed(self._ring.items()):
+            if len(found) >= limit:
+                break
+            if functions is not None and entry.function not in functions:
+                continue
+            if wanted is None or wanted in entry.text.casefold():
+                found.append((sequence, entry))
+        return found
+
+    def since(self, sequence: int, limit: int) -> list[tuple[int, LogEntry]]:
+        """The newest ``limit`` of the lines after ``sequence``, oldest first."""
+        return self._ring.since(sequence, limit)
+
+
+class TailedTarget:
+    """To the tail, and to another target."""
+
+    def __init__(self, tail: LogTail, function_name: str, stream_name: str, target: Target) -> None:
+        self._tail = tail
+        self._function_name = function_name
+        self._stream_name = stream_name
+        self._target = target
+
+    def write(self, lines: list[Line]) -> None:
+        self._tail.add(self._function_name, self._stream_name, lines)
+        self._target.write(lines)
+
+
+def _entry_bytes(entry: LogEntry) -> int:
+    """About what a line takes: a text beyond Latin takes up to four bytes for a character."""
+    return ITEM_BYTES + len(entry.text) * (1 if entry.text.isascii() else 4)
+
+
 class LogStream:
     """One environment's output: a `contract.LogSink`. Made by `FunctionLogs.stream`; never waits, never raises."""
 
@@ -273,6 +340,7 @@ class FunctionLogs:
     def __init__(
         self, directory: Path | None = None, *, bytes_max: int = 67_108_864, now: Callable[[], float] = time.time
     ) -> None:
+        self.tail = LogTail()
         self._directory = directory
         self._bytes_max = bytes_max
         self._now = now
@@ -295,7 +363,8 @@ class FunctionLogs:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="headrace-function-logs", daemon=True)
             self._thread.start()
-        return LogStream(self, f"/aws/lambda/{function_name}", name, target)
+        tailed = TailedTarget(self.tail, function_name, name, target)
+        return LogStream(self, f"/aws/lambda/{function_name}", name, tailed)
 
     def put(self, stream: LogStream, data: bytes | str, refused: int = 0) -> bool:
         """Put bytes or a platform's line aside for the thread; False when too much is waiting already."""

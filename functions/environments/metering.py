@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from engine.protocols import Clock
+from engine.status import Billing
 from functions.environments.contract import Report
 
 logger = logging.getLogger("headrace.metering")
@@ -323,6 +324,14 @@ class Meter:
     def snapshot(self) -> dict[str, Usage]:
         """Sums since the start, by function; copies."""
         return {name: usage for (_, name), usage in add_up((("", n), u) for n, u in self._sums.items()).items()}
+
+    def billing(self, function: str) -> Billing:
+        """What AWS would bill for a function so far, at x86_64's price, the free tier left out."""
+        usage = self._sums.get(function)
+        if usage is None:
+            return Billing()
+        usd = usage.gb_seconds * USD_PER_GB_SECOND["x86_64"] + usage.requests * USD_PER_REQUEST
+        return Billing(usage.billed_ms, usage.gb_seconds, usd)
 
     async def run(self) -> None:
         """Write to the file every few seconds, until cancelled."""

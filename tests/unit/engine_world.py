@@ -25,7 +25,8 @@ from engine.pool import ShardPool
 from engine.positions import Positions, StreamCheck
 from engine.processing import Processor
 from engine.protocols import Clock, Destination, Fault, Filter, Handler, Invocation, Result, Source
-from engine.shard import Shard, ShardTools
+from engine.shard import Shard
+from engine.shard_tools import ShardTools
 from tests.clock import ManualClock
 
 TOPIC = "clicks"

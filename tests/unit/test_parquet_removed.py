@@ -33,7 +33,7 @@ async def test_a_committed_file_that_its_user_removed_does_not_stop_recovery(
 def remove_public(root: Path) -> None:
     """All that users see of a sink."""
     for path in root.iterdir():
-        if path.name != ".headrace":
+        if path.is_dir() and path.name != ".headrace":
             shutil.rmtree(path)
 
 

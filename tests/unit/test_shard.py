@@ -24,7 +24,8 @@ from engine.errors import (
     UserError,
 )
 from engine.protocols import Counts, FailedRecord, Invocation, Result
-from engine.shard import Shard, State
+from engine.shard import Shard
+from engine.shard_tools import State
 from tests.clock import ManualClock, turns, until
 from tests.unit.engine_world import TOPIC, EngineWorld, FunctionHandler, copy, failing, policy, rows_of
 
