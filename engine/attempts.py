@@ -42,6 +42,7 @@ class Processed:
     outcome: Outcome
     error: HeadraceError | None = None
     state: bytes | None = None
+    trace_id: str | None = None  #: of its invocation, where traces are on
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class _Segment:
     retries: int = 0
     failure: Exception | None = None
     request_id: str | None = None
+    trace_id: str | None = None
     is_pausing: bool = False  # before the next attempt
     prepared: Prepared | None = None
     expired: dict[int, Cause] = field(default_factory=dict)
@@ -108,8 +110,12 @@ class Work:
         context = self._processor.context()
         segment.request_id = context.aws_request_id
         self._processor.measures.retries += segment.attempts > 0
+        span = self._processor.tracer.invocation(prepared.call.batch, context, segment.attempts + 1)
+        segment.trace_id = span.trace_id
         try:
-            result, rows = await self._processor.call(prepared, segment.batch, context, self.window)
+            with span:
+                result, rows = await self._processor.call(prepared, segment.batch, context, self.window)
+                span.took(result)
         except Exception as error:
             if isinstance(error, HeadraceError) and not isinstance(error, HandlerError):
                 raise  # the sink's: no other attempt of the handler would mend it
@@ -143,7 +149,7 @@ class Work:
     def _settled(self, segment: _Segment, outcome: Outcome, state: bytes | None = None) -> Processed:
         assert self._segments[0] is segment
         self._segments.popleft()
-        return Processed(segment.batch, outcome, self._error if self.is_done else None, state)
+        return Processed(segment.batch, outcome, self._error if self.is_done else None, state, segment.trace_id)
 
     def _stop_before(self, segment: _Segment, causes: Mapping[int, Cause]) -> Processed | None:
         """What lies before the first fault is still done, alone; then the shard stops."""
@@ -176,7 +182,7 @@ class Work:
         if not len(head):
             return None
         causes = {offset: cause for offset, cause in segment.causes.items() if offset < failed_from}
-        return Processed(head, self._processor.outcome(head, rows, causes, 0), None, state)
+        return Processed(head, self._processor.outcome(head, rows, causes, 0), None, state, segment.trace_id)
 
     def _failed(self, segment: _Segment, error: Exception) -> Processed | None:
         if isinstance(error, Throttled):
@@ -193,6 +199,7 @@ class Work:
             log.warning(
                 "%s %s: attempt %d failed: %s; trying its halves",
                 *(self._label, span(segment.batch), segment.attempts, describe(error)),
+                extra=_about(segment, error),
             )
             return None
         self._tried(segment, error)
@@ -215,6 +222,7 @@ class Work:
         log.warning(
             "%s %s: attempt %d (%s) failed: %s; next in %.1f s",
             *(self._label, span(segment.batch), segment.retries, limit, describe(segment.failure), wait),
+            extra=_about(segment, segment.failure),
         )
         try:
             async with asyncio.timeout(wait):
@@ -241,6 +249,19 @@ class Work:
         if not causes:
             log.error("%s: a window was given up after %d attempts: %s", self._label, attempts, describe(failure))
         return self._settled(segment, self._processor.outcome(batch, None, causes, 0))
+
+
+def _about(segment: _Segment, error: Exception) -> dict[str, object]:
+    """What a line about a failed attempt says beside its text."""
+    batch = segment.batch
+    return {
+        "offset": batch.start,
+        "offset_end": batch.end,
+        "attempt": segment.attempts,
+        "request_id": segment.request_id,
+        "trace_id": segment.trace_id,
+        "error": error,
+    }
 
 
 def span(batch: Batch) -> str:

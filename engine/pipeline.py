@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from engine import logs
 from engine.batching import Batcher
 from engine.breaker import Breaker
 from engine.budget import ByteBudget
@@ -138,6 +139,7 @@ class Pipeline:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until ``stopping`` or caught up. Never raises; `error` says what ended it, if anything did."""
+        logs.task_is_about(pipeline=self.name)
         parts = self._parts
         try:
             await self._run(stopping)
@@ -157,7 +159,7 @@ class Pipeline:
                     await close()
         self._has_ended = True
         if self.error is not None:
-            log.error("%s: %s", self.name, self._conclusion(self.error))
+            log.error("%s: %s", self.name, self._conclusion(self.error), extra={"error": self.error})
 
     def _failed(self, records: Sequence[FailedRecord]) -> None:
         """Keep the latest failed records for those who look; the sink has them all."""

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from engine import logs
 from engine.deadline import Deadline
 from engine.errors import HeadraceError, ShardLost
 from engine.protocols import Clock, Counts, Sink, Source
@@ -243,6 +244,7 @@ class ShardPool:
 
     async def _own(self, shard: Shard) -> None:
         """Run a shard, and take it up again after it was lost while it is still assigned; never raises."""
+        logs.task_is_about(pipeline=self._tools.name, partition=shard.partition)
         wait = RESTART_SECONDS
         failing_since: float | None = None
         while True:

@@ -25,6 +25,7 @@ from engine.failing import AGE_EXCEEDED, PAYLOAD_EXCEEDED, Cause, Policy, descri
 from engine.measures import Measures
 from engine.output import Output
 from engine.protocols import Clock, Counts, Fault, Handler, Invocation, Outcome, Result, Window
+from engine.tracing import OFF, Tracer
 from engine.values import Decoder
 
 log = logging.getLogger("headrace.processing")
@@ -63,6 +64,7 @@ class Processor:
         faults: Callable[[Batch], Sequence[Fault]] | None = None,
         phase: Callable[[str], None] | None = None,
         measures: Measures | None = None,
+        tracer: Tracer = OFF,
     ) -> None:
         """``faults`` names the records of which no event can be made, for handlers that have such."""
         assert handler.wants_columns == (decoders is not None)
@@ -78,6 +80,7 @@ class Processor:
         self._faults = faults
         self._phase = phase
         self.measures = measures if measures is not None else Measures()
+        self.tracer = tracer
 
     async def prepare(self, batch: Batch, expired: Mapping[int, Cause]) -> Prepared:
         """Decode a batch for its call, without the records of ``expired`` and those that are too large."""

@@ -18,6 +18,7 @@ from engine.loop_watch import LoopStatistics, LoopWatch
 from engine.pipeline import Pipeline
 from engine.recent import RecentFailures
 from engine.status import Billing, EngineStatus
+from engine.tracing import Tracing
 
 log = logging.getLogger("headrace.runtime")
 
@@ -76,12 +77,14 @@ class Runtime:
         budget: Budget | None = None,
         recent: RecentFailures | None = None,
         beside: Sequence[Beside] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         assert pipelines
         self.pipelines = pipelines
         self.recent = recent if recent is not None else RecentFailures(1, 1)
         self._budget = budget
         self._beside = beside
+        self._tracing = tracing
         self._started_at = time.time()
         self._status: EngineStatus | None = None
         self._meter = meter
@@ -148,6 +151,8 @@ class Runtime:
                     tasks.create_task(pipeline.run(stopping))
             for task in beside:
                 task.cancel()
+        if self._tracing is not None:
+            await self._tracing.close()
         if self._logs is not None:
             await asyncio.to_thread(self._logs.close)
         domains = [pipeline.error.domain for pipeline in self.pipelines if pipeline.error is not None]

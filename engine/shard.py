@@ -479,6 +479,7 @@ class Shard:
             "%s: offsets %d to %d: %s, %d rows",
             *(self.label, outcome.start, outcome.end, outcome.counts),
             0 if outcome.rows is None else outcome.rows.num_rows,
+            extra={"offset": outcome.start, "offset_end": outcome.end, "trace_id": done.trace_id},
         )
         error = done.error
         if error is None and self._breaker is not None:

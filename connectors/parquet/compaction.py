@@ -94,6 +94,8 @@ class Compaction:
         self._phase = phase
         self.log = RecordLog(filesystem, root, Directories(filesystem, root))
         self._staged = 0
+        #: Paths below the root that were found to be no file to join; not to be given to `join` again.
+        self.unjoinable: set[str] = set()
 
     def advance(self) -> Record:
         """Take every compaction as far as it may go by now, and clear up; what holds then.
@@ -150,7 +152,8 @@ class Compaction:
             return None
         except Unjoinable as error:
             staged.abandon()
-            logger.warning("files of %s are not joined: %s", self._root / group.directory, error)
+            logger.warning("files beside it are not joined with it: %s", error)
+            self.unjoinable.add(error.path.relative_to(self._root).as_posix())
             return None
         except BaseException:
             staged.abandon()

@@ -203,7 +203,8 @@ class Compactor:
 
     def _plan(self, record: Record) -> Plan:
         files = scan(self._filesystem, self.root)
-        return Plan(tuple(groups(files, self._rules, record.files)), len(files))
+        busy = record.files | self._compaction.unjoinable
+        return Plan(tuple(groups(files, self._rules, busy)), len(files))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[bool]:

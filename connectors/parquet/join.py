@@ -18,9 +18,16 @@ from connectors.parquet.files import StagedFile
 #: Rows that are decoded at a time, at most; fewer where they are large.
 BATCH_ROWS_MAX = 65_536
 
+#: Of an input, to be read at a time.
+BUFFER_BYTES = 1_048_576
+
 
 class Unjoinable(Exception):
-    """The files do not belong together, or one of them is none; the message says why."""
+    """``path`` is no Parquet file, or does not belong to those before it; the message says why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} {reason}")
+        self.path = path
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +43,7 @@ class ParquetJoiner:
         ``stopping`` is called now and then and may raise. Raises FileNotFoundError for an input that is gone,
         and Unjoinable.
         """
-        try:
-            return self._join(inputs, output, stopping)
-        except pa.ArrowInvalid as error:
-            raise Unjoinable(f"one of {inputs[0]} to {inputs[-1].name} cannot be read: {error}") from error
-
-    def _join(self, inputs: Sequence[Path], output: StagedFile, stopping: Callable[[], None]) -> int:
-        schema = pq.read_schema(inputs[0]).remove_metadata()
+        schema = _schema(inputs[0])
         out: pq.ParquetWriter | None = None
         rows = 0
         try:
@@ -56,7 +57,7 @@ class ParquetJoiner:
                 out = writer(output, schema, schema.empty_table(), self.compression)
             out.close()
             if (written := pq.read_metadata(output.path).num_rows) != rows:
-                raise Unjoinable(f"{output.path} has {written} rows where {rows} were written")
+                raise Unjoinable(output.path, f"has {written} rows where {rows} were written")
         except BaseException:
             if out is not None:
                 out.is_open = False  # else it writes a footer when it is collected
@@ -77,17 +78,29 @@ class ParquetJoiner:
             yield pa.Table.from_batches(waiting, schema)
 
     def _batches(self, path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        expected = 0
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        try:
+            yield from self._checked_batches(path, schema)
+        except pa.ArrowInvalid as error:
+            raise Unjoinable(path, f"cannot be read: {error}") from error
+
+    def _checked_batches(self, path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        rows = 0
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
             if not file.schema_arrow.equals(schema, check_metadata=False):
-                raise Unjoinable(f"{path} has another schema than the files before it")
+                raise Unjoinable(path, "has another schema than the files before it")
             for number in range(file.num_row_groups):
                 group = file.metadata.row_group(number)
                 row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
                 size = min(BATCH_ROWS_MAX, max(1, self.row_group_bytes_max // (4 * row_bytes)))
                 for batch in file.iter_batches(size, row_groups=[number], use_threads=False):
-                    expected -= batch.num_rows
+                    rows += batch.num_rows
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
-                expected += group.num_rows
-        if expected:
-            raise Unjoinable(f"{path} does not have the rows that it says")
+            if rows != file.metadata.num_rows:
+                raise Unjoinable(path, f"has {rows} rows and says {file.metadata.num_rows}")
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path).remove_metadata()
+    except pa.ArrowInvalid as error:
+        raise Unjoinable(path, f"cannot be read: {error}") from error

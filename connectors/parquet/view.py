@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
+import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,12 +75,7 @@ def publish_view(
         return False
     _write_none(filesystem, directories, root, schema, keys)
     temporary = root / HIDDEN / "temporary" / f"{uuid.uuid4().hex}.view"
-    try:
-        _write_database(temporary, statements, _no_rows(schema, keys))
-        filesystem.rename(temporary, root / NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
-    filesystem.sync_directory(root)
+    replace_durably(filesystem, temporary, root / NAME, _database(statements) + _no_rows(schema, keys))
     data = orjson.dumps({"format": _FORMAT, "definition": definition})
     replace_durably(filesystem, temporary.with_suffix(".json"), note, data)
     return True
@@ -152,20 +147,20 @@ def _no_rows(schema: pa.Schema, keys: Sequence[Key]) -> bytes:
     return data.getvalue()
 
 
-def _write_database(path: Path, statements: Sequence[str], appended: bytes) -> None:
-    """A DuckDB file at ``path``, flushed, with ``appended`` at its end."""
+def _database(statements: Sequence[str]) -> bytes:
+    """A DuckDB file."""
     # Once in a sink's life, so that engines without a view to make do not load DuckDB, which takes 30 MB.
     import duckdb
 
-    with duckdb.connect(config={"threads": 1, "memory_limit": "64MB"}) as connection:
-        connection.execute(f"ATTACH {_text(str(path))} AS published (BLOCK_SIZE {BLOCK_BYTES})")
-        for statement in statements:
-            connection.execute(statement)
-        connection.execute("DETACH published")
-    with path.open("ab") as file:
-        file.write(appended)
-        file.flush()
-        os.fsync(file.fileno())
+    # Not in the sink: DuckDB takes some marks in a path for the end of a name when it writes.
+    with tempfile.TemporaryDirectory(prefix="headrace-view-") as directory:
+        path = Path(directory) / NAME
+        with duckdb.connect(config={"threads": 1, "memory_limit": "64MB"}) as connection:
+            connection.execute(f"ATTACH {_text(str(path))} AS published (BLOCK_SIZE {BLOCK_BYTES})")
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute("DETACH published")
+        return path.read_bytes()
 
 
 def _hive_type(schema: pa.Schema, key: Key) -> str:

@@ -6,7 +6,7 @@ import traceback
 
 import typer
 
-from engine.cli import broker, demo, dlq, invoke, position, produce, query, report, run
+from engine.cli import broker, demo, dlq, doctor, invoke, position, produce, query, report, run, top
 from engine.cli import filter as filter_command
 from engine.errors import Domain, HeadraceError
 
@@ -30,6 +30,8 @@ app = typer.Typer(
     headrace position show FILE       where each shard stands, and how far it is behind
     headrace dlq list FILE            what failed and why; dlq replay sends it again, once
     headrace report FILE              what functions took, and what AWS would have charged
+    headrace top FILE                 what a run does, live
+    headrace doctor FILE              what is wrong, and what to do
 
     Exit codes: 0 done, 2 something you can mend, 3 something outside (broker, disk), 4 a bug in headrace.
     """,
@@ -38,6 +40,8 @@ app.command()(run.run)
 app.command()(run.check)
 app.command("filter")(filter_command.filter_events)
 app.command()(report.report)
+app.command()(top.top)
+app.command()(doctor.doctor)
 app.command()(invoke.invoke)
 app.command()(produce.produce)
 app.command()(query.query)

@@ -114,6 +114,7 @@ def check(
     logs.configure()
     options = template_options(parameter, topic, on_failure, settings, allow_unsupported)
     config = load_file(file, options, bootstrap)
+    logs.hide(logs.secrets_of(config))
     sys.path.insert(0, str(file.resolve().parent))  # as `run` does
     if faults := asyncio.run(build_runtime(config, bootstrap=bootstrap).check()):
         raise ConfigError("functions cannot be started", faults)
@@ -191,6 +192,7 @@ def run(
     logs.configure(json=json, verbose=verbose)
     options = template_options(parameter, topic, on_failure, settings, allow_unsupported)
     config = load_file(file, options, bootstrap)
+    logs.hide(logs.secrets_of(config))
     # Handlers are looked for beside the configuration too, as in a Lambda task root.
     sys.path.insert(0, str(file.resolve().parent))
     runtime, shared = build(config, bootstrap=bootstrap, until_caught_up=until_caught_up)

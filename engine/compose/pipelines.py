@@ -30,6 +30,7 @@ from engine.config import (
     PipelineConfig,
     batch_size,
     batching_window,
+    group_id,
 )
 from engine.config_sinks import NoSinkConfig
 from engine.context import Context
@@ -42,7 +43,8 @@ from engine.passthrough import Passthrough
 from engine.pipeline import Pipeline, PipelineParts
 from engine.processing import Processor
 from engine.protocols import STATE_BYTES_MAX, Filter, Handler, Sink
-from engine.runtime import Runtime
+from engine.runtime import VERSION, Runtime
+from engine.tracing import Tracing
 from engine.values import column_field
 
 #: A Kafka mapping with endless retries and a destination is capped at ten retries on AWS.
@@ -72,6 +74,8 @@ def build(
     faults = [] if enabled else ["every pipeline has enabled = false"]
     again = companions(config.pipelines)
     shared = share(config, {**enabled, **again}, bootstrap=bootstrap, phase=phase)
+    if config.tracing.enabled:
+        shared.tracing = Tracing(config.tracing, version=VERSION)
     pipelines = []
     makers = {
         retry_name(name): topic_maker(name, pipeline, shared)
@@ -93,6 +97,7 @@ def build(
         logs=shared.logs,
         budget=shared.budget,
         recent=shared.recent,
+        tracing=shared.tracing,
     )
     return runtime, shared
 
@@ -139,6 +144,11 @@ def _parts(
             executor=shared.executor,
             faults=faults_of(handler),
             phase=shared.phase,
+            tracer=shared.tracer(
+                name,
+                function=(config.function.name if config.function is not None else None) or name,
+                group=group_id(name, config),
+            ),
         ),
         destination=destination,
         batcher=_batcher(config, handler, payload_bytes_max),

@@ -20,6 +20,7 @@ from engine.config import Config, PipelineConfig, RegistryConfig
 from engine.config_sinks import DuckDBSinkConfig
 from engine.protocols import Clock
 from engine.recent import RecentFailures
+from engine.tracing import OFF, Tracer, Tracing
 from functions.environments.logs import FunctionLogs
 from functions.environments.metering import Meter
 
@@ -56,6 +57,10 @@ class Shared:
     fetch_bytes_max: int
     databases: dict[Path, Database] = field(default_factory=dict)
     known_registry: Registry | None = None
+    tracing: Tracing | None = None
+
+    def tracer(self, pipeline: str, *, function: str, group: str) -> Tracer:
+        return OFF if self.tracing is None else self.tracing.tracer(pipeline, function=function, group=group)
 
     def registry(self) -> Registry:
         """The schema registry, which all pipelines ask."""

@@ -131,7 +131,7 @@ class _Environment:
     def _invoke(self, header: Mapping[str, Any], body: bytes) -> None:
         clock = time.perf_counter_ns
         begin = clock()
-        os.environ["_X_AMZN_TRACE_ID"] = self._inside.trace_id()
+        os.environ["_X_AMZN_TRACE_ID"] = header.get("trace") or self._inside.trace_id()
         context = self._inside.LambdaContext(header["id"], header["deadline"], self._arn)
         reply: dict[str, object] = {"id": header["id"]}
         payload = b""

@@ -63,6 +63,7 @@ class Request:
     batch: Batch
     envelope: Mapping[str, object]
     extra: Mapping[str, object] = field(default_factory=dict)
+    trace: str | None = None  #: X-Ray's form of a trace; None: the environment makes one up
 
 
 @dataclass(frozen=True, slots=True)

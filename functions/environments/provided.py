@@ -153,7 +153,7 @@ class ProvidedEnvironment:
         else:
             event = event_json(request)
         try:
-            payload = await self._api.invoke(request.request_id, request.deadline_ms, event)
+            payload = await self._api.invoke(request.request_id, request.deadline_ms, event, request.trace)
         except FunctionError:
             # Many runtimes end after an error, some milliseconds later; the next invocation must not meet that.
             with contextlib.suppress(TimeoutError):

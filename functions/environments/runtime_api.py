@@ -22,6 +22,7 @@ import h11
 
 from engine.errors import FunctionError
 from functions.environments.contract import PAYLOAD_BYTES_MAX
+from functions.environments.inside import trace_id
 from functions.environments.turns import Invocation, Turns, out_of_turn, refusal, reported
 
 log = logging.getLogger("headrace.functions")
@@ -78,12 +79,13 @@ class RuntimeApi:
         if fault is not None:
             raise fault
 
-    async def invoke(self, request_id: str, deadline_ms: int, event: bytes) -> bytes:
+    async def invoke(self, request_id: str, deadline_ms: int, event: bytes, trace: str | None = None) -> bytes:
         """The body of the runtime's response to ``event``. Raises FunctionError; one call at a time."""
         if self._turns.fault is not None:
             raise self._turns.fault
         answer: asyncio.Future[bytes | FunctionError] = asyncio.get_running_loop().create_future()
-        self._turns.begin(Invocation(request_id.encode(), deadline_ms, event, answer))
+        header = (trace or trace_id()).encode()
+        self._turns.begin(Invocation(request_id.encode(), deadline_ms, event, answer, header))
         try:
             answered = await answer
         finally:

@@ -81,6 +81,7 @@ def request_frame(request: Request) -> list[Buffer]:
         "partition": batch.partition,
         "count": len(batch),
         "columns": columns,
+        "trace": request.trace,
         "envelope": request.envelope,
         "extra": request.extra,
     }

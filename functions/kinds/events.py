@@ -15,6 +15,7 @@ from typing import Protocol
 from engine.batch import Batch
 from engine.errors import FunctionError, Throttled
 from engine.protocols import Fault, Invocation, Result, Window
+from engine.tracing import lambda_header
 from functions.environments import wire
 from functions.environments.contract import EventKind, FunctionSpec, Reply, Request
 from functions.kinds import changes, texts
@@ -107,6 +108,7 @@ class EventHandler:
             batch=batch,
             envelope=self._source.envelope(batch, context.aws_request_id),
             extra={} if window is None else self._source.window_members(batch, window),
+            trace=lambda_header(),
         )
 
     def _read(self, invocation: Invocation, reply: Reply) -> Result:
