@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -481,9 +482,37 @@ class Config(Model):
                 other = owners.setdefault(claim, name)
                 if other != name:
                     faults.append(f"pipelines {other} and {name} both use {claim}")
+        faults += self._copies_that_differ() + self._files_of_two_sorts()
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _files_of_two_sorts(self) -> list[str]:
+        """A DuckDB file that is a table's and a lake's too, and a lake with two directories of data."""
+        wanted: dict[Path, tuple[str, object]] = {}
+        faults = []
+        for name, pipeline in self.pipelines.items():
+            sink = pipeline.sink
+            if isinstance(sink, DuckDBSinkConfig | DuckLakeSinkConfig):
+                settings = (sink.type, sink.data_path if isinstance(sink, DuckLakeSinkConfig) else None)
+                other, known = wanted.setdefault(sink.path, (name, settings))
+                if known != settings:
+                    faults.append(f"pipelines {other} and {name} use {sink.path} as two different things")
+        return faults
+
+    def _copies_that_differ(self) -> list[str]:
+        """Pipelines of one DuckDB file that publish it, each in another way."""
+        wanted: dict[Path, tuple[str, object]] = {}
+        faults = []
+        for name, pipeline in self.pipelines.items():
+            sink = pipeline.sink
+            if not isinstance(sink, DuckDBSinkConfig) or sink.publish is None:
+                continue
+            settings = (sink.snapshot_path, sink.snapshot_interval_seconds)
+            other, known = wanted.setdefault(sink.path, (name, settings))
+            if known != settings:
+                faults.append(f"pipelines {other} and {name} publish {sink.path} in two ways")
+        return faults
 
 
 def refused_by_aws(pipeline: PipelineConfig) -> list[str]:

@@ -14,7 +14,13 @@ from engine.compose.handlers import function_arn
 from engine.compose.retry import ensure_retry_topic
 from engine.compose.shared import Shared
 from engine.config import PipelineConfig, group_id
-from engine.config_sinks import DuckDBSinkConfig, KafkaSinkConfig, NoSinkConfig, ParquetSinkConfig
+from engine.config_sinks import (
+    DuckDBSinkConfig,
+    DuckLakeSinkConfig,
+    KafkaSinkConfig,
+    NoSinkConfig,
+    ParquetSinkConfig,
+)
 from engine.protocols import Destination, Sink, Source
 from functions.failures import Documents
 from functions.kinds import kafka
@@ -100,6 +106,20 @@ def sink_of(
                 aggregates=sink.aggregates,
                 order_by=sink.order_by,
                 delete_column=sink.delete_column,
+                commit_interval_max_seconds=sink.commit_interval_max_seconds,
+                commit_bytes_max=sink.commit_bytes_max,
+                on_recreated_topic=restart,
+                phase=shared.phase,
+            )
+        case DuckLakeSinkConfig() as sink:
+            # Loads an extension of DuckDB's.
+            from connectors.ducklake import DuckLakeSink
+
+            return DuckLakeSink(
+                shared.lake(sink),
+                pipeline=name,
+                table=sink.table,
+                clock=shared.clock,
                 commit_interval_max_seconds=sink.commit_interval_max_seconds,
                 commit_bytes_max=sink.commit_bytes_max,
                 on_recreated_topic=restart,

@@ -73,7 +73,9 @@ def build(
     enabled = {name: pipeline for name, pipeline in config.pipelines.items() if pipeline.enabled}
     faults = [] if enabled else ["every pipeline has enabled = false"]
     again = companions(config.pipelines)
-    shared = share(config, {**enabled, **again}, bootstrap=bootstrap, phase=phase)
+    pipelines_of = {**enabled, **again}
+    serves = not until_caught_up
+    shared = share(config, pipelines_of, bootstrap=bootstrap, phase=phase, runs=True, serves=serves)
     if config.tracing.enabled:
         shared.tracing = Tracing(config.tracing, version=VERSION)
     pipelines = []
@@ -82,7 +84,7 @@ def build(
         for name, pipeline in enabled.items()
         if retry_name(name) in again
     }
-    for name, pipeline in {**enabled, **again}.items():
+    for name, pipeline in pipelines_of.items():
         try:
             parts = _parts(name, pipeline, shared, makers.get(name))
             pipelines.append(Pipeline(parts, until_caught_up=until_caught_up))

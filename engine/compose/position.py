@@ -20,6 +20,7 @@ from connectors.duckdb.aggregate import canonical
 from connectors.duckdb.catalog import Binding
 from connectors.duckdb.positions import read_positions as read_duckdb_positions
 from connectors.duckdb.schema import TableName
+from connectors.ducklake.reading import read_positions as read_lake_positions
 from connectors.kafka.cluster import Cluster
 from connectors.kafka.groups import group_offsets, move_group_offsets
 from connectors.kafka.sink import read_positions as read_kafka_positions
@@ -30,7 +31,13 @@ from engine.clock import SystemClock
 from engine.compose.kafka import kafka_settings
 from engine.compose.pipelines import build_ends
 from engine.config import Config, PipelineConfig, group_id
-from engine.config_sinks import DuckDBSinkConfig, KafkaSinkConfig, NoSinkConfig, ParquetSinkConfig
+from engine.config_sinks import (
+    DuckDBSinkConfig,
+    DuckLakeSinkConfig,
+    KafkaSinkConfig,
+    NoSinkConfig,
+    ParquetSinkConfig,
+)
 from engine.errors import RecreatedTopic, ShardLost, SinkUnavailable, UserError
 from engine.protocols import Counts, Outcome, Sink, Source
 
@@ -140,6 +147,9 @@ class _Ends:
                 table, order = str(TableName.parse(sink.table)), sink.order_by if sink.mode == "upsert" else ""
                 binding = Binding(self.name, table, sink.mode, sink.key, order, canonical(sink.aggregates or {}))
                 return await asyncio.to_thread(read_duckdb_positions, sink.path, binding, self.stream)
+            case DuckLakeSinkConfig() as sink:
+                binding = Binding(self.name, str(TableName.parse(sink.table)), "append", (), "")
+                return await asyncio.to_thread(read_lake_positions, sink.path, binding, self.stream)
             case NoSinkConfig() if self.config.has_group_position:
                 return {}
             case (KafkaSinkConfig() | NoSinkConfig()) as sink:
@@ -223,7 +233,7 @@ def _cautious(pipeline: PipelineConfig) -> PipelineConfig:
     """The same pipeline, but it neither waits for a DuckDB file nor goes on with a topic that was made anew."""
     source = pipeline.source.model_copy(update={"on_recreated_topic": "stop"})
     sink = pipeline.sink
-    if isinstance(sink, DuckDBSinkConfig):
+    if isinstance(sink, DuckDBSinkConfig | DuckLakeSinkConfig):
         sink = sink.model_copy(update={"lock_wait_seconds_max": 0.0})
     return pipeline.model_copy(update={"source": source, "sink": sink})
 

@@ -17,7 +17,7 @@ from engine.budget import ByteBudget
 from engine.clock import SystemClock
 from engine.compose.kafka import kafka_settings
 from engine.config import Config, PipelineConfig, RegistryConfig
-from engine.config_sinks import DuckDBSinkConfig
+from engine.config_sinks import DuckDBSinkConfig, DuckLakeSinkConfig
 from engine.protocols import Clock
 from engine.recent import RecentFailures
 from engine.tracing import OFF, Tracer, Tracing
@@ -26,6 +26,9 @@ from functions.environments.metering import Meter
 
 if TYPE_CHECKING:
     from connectors.duckdb import Database
+    from connectors.duckdb.serving import ServingSettings
+    from connectors.duckdb.snapshot import SnapshotSettings
+    from connectors.ducklake import LakeDatabase
 
 PHASE_LOG_VARIABLE = "HEADRACE_PHASE_LOG"
 REGISTRY_PASSWORD_VARIABLE = "HEADRACE_REGISTRY_PASSWORD"  # noqa: S105 - the name of a variable
@@ -55,9 +58,11 @@ class Shared:
     record_bytes_max: int
     duckdb_bytes_max: int
     fetch_bytes_max: int
-    databases: dict[Path, Database] = field(default_factory=dict)
+    databases: dict[Path, Database] = field(default_factory=dict)  #: DuckDB files and lakes' catalogues
     known_registry: Registry | None = None
     tracing: Tracing | None = None
+    runs: bool = False  #: pipelines are run, and not only looked at
+    serves: bool = False  #: for long, so that analysts may ask meanwhile
 
     def tracer(self, pipeline: str, *, function: str, group: str) -> Tracer:
         return OFF if self.tracing is None else self.tracing.tracer(pipeline, function=function, group=group)
@@ -67,6 +72,22 @@ class Shared:
         if self.known_registry is None:
             self.known_registry = schema_registry(self.config.registry)
         return self.known_registry
+
+    def _serving(self) -> ServingSettings | None:
+        """For the next DuckDB file."""
+        query = self.config.query
+        if not self.serves or not query.serve:
+            return None
+        from connectors.duckdb.serving import ServingSettings
+
+        return ServingSettings(
+            host=query.host,
+            port=query.port + len(self.databases) if query.port else 0,
+            token=None if query.token is None else query.token.get_secret_value(),
+            queries_max=query.queries_max,
+            seconds_max=query.seconds_max,
+            rows_max=query.rows_max,
+        )
 
     def database(self, sink: DuckDBSinkConfig) -> Database:
         path = sink.path.resolve()
@@ -78,16 +99,45 @@ class Shared:
                 path,
                 lock_wait_seconds_max=sink.lock_wait_seconds_max,
                 memory_limit_bytes=self.duckdb_bytes_max,
+                threads=self.config.query.threads_max,
                 clock=self.clock,
+                serving=self._serving(),
+                snapshot=_snapshot(self.config, path) if self.runs else None,
             )
         return self.databases[path]
 
+    def lake(self, sink: DuckLakeSinkConfig) -> LakeDatabase:
+        from connectors.ducklake import LakeDatabase
+
+        path = sink.path.resolve()
+        if path not in self.databases:
+            self.databases[path] = LakeDatabase(
+                path,
+                sink.data_path,
+                lock_wait_seconds_max=sink.lock_wait_seconds_max,
+                memory_limit_bytes=self.duckdb_bytes_max,
+                clock=self.clock,
+                serving=self._serving(),
+            )
+        known = self.databases[path]
+        assert isinstance(known, LakeDatabase), f"{path} is no lake"
+        return known
+
 
 def share(
-    config: Config, pipelines: Mapping[str, PipelineConfig], *, bootstrap: str | None, phase: Phase | None = None
+    config: Config,
+    pipelines: Mapping[str, PipelineConfig],
+    *,
+    bootstrap: str | None,
+    phase: Phase | None = None,
+    runs: bool = False,
+    serves: bool = False,
 ) -> Shared:
-    """What ``pipelines``, those that will run, share. ``phase`` may be left to HEADRACE_PHASE_LOG."""
-    duckdbs = _duckdbs(pipelines)
+    """What ``pipelines`` share. ``phase`` may be left to HEADRACE_PHASE_LOG.
+
+    ``runs`` says that they will run, ``serves`` that they will be asked meanwhile.
+    """
+    duckdbs = instances_of_duckdb(pipelines)
     memory = config.engine.memory_bytes_max or MEMORY_BYTES * (1 + duckdbs)
     record_bytes = memory // (1 + duckdbs)  # the rest is DuckDB's, in equal parts
     fetch_bytes = int(record_bytes * FETCH_SHARE)
@@ -107,15 +157,29 @@ def share(
         record_bytes_max=record_bytes,
         duckdb_bytes_max=record_bytes,
         fetch_bytes_max=fetch_bytes // max(1, len(pipelines)),
+        runs=runs,
+        serves=serves,
     )
 
 
-def _duckdbs(pipelines: Mapping[str, PipelineConfig]) -> int:
+def instances_of_duckdb(pipelines: Mapping[str, PipelineConfig]) -> int:
     """How many DuckDB instances the pipelines will run: one for each file, and one for each query."""
     sinks = [pipeline.sink for pipeline in pipelines.values()]
-    files = {sink.path.resolve() for sink in sinks if isinstance(sink, DuckDBSinkConfig)}
+    files = {sink.path.resolve() for sink in sinks if isinstance(sink, DuckDBSinkConfig | DuckLakeSinkConfig)}
     queries = [each for each in pipelines.values() if each.function is not None and each.function.kind == "sql"]
     return len(files) + len(queries)
+
+
+def _snapshot(config: Config, path: Path) -> SnapshotSettings | None:
+    """The copy of a DuckDB file that its pipelines ask for; they agree about it."""
+    from connectors.duckdb.snapshot import SnapshotSettings
+
+    for pipeline in config.pipelines.values():
+        sink = pipeline.sink
+        if isinstance(sink, DuckDBSinkConfig) and sink.publish and sink.path.resolve() == path:
+            copy = sink.snapshot_path or sink.path.with_name(f"{sink.path.name}.snapshot")
+            return SnapshotSettings(copy, sink.snapshot_interval_seconds)
+    return None
 
 
 def schema_registry(config: RegistryConfig) -> Registry:

@@ -14,6 +14,7 @@ import duckdb
 from aiokafka.client import AIOKafkaClient
 
 from connectors.duckdb import catalog
+from connectors.ducklake.reading import read_undelivered
 from connectors.kafka.cluster import Cluster
 from connectors.kafka.sink import state_topic_of
 from connectors.kafka.sink.state import StateLog
@@ -25,7 +26,8 @@ from connectors.parquet.layout import HIDDEN, ShardLayout
 from engine.batch import Stream
 from engine.clock import SystemClock
 from engine.config import PipelineConfig
-from engine.config_sinks import DuckDBSinkConfig, ParquetSinkConfig
+from engine.config_sinks import DuckDBSinkConfig, DuckLakeSinkConfig, ParquetSinkConfig
+from engine.errors import SinkUnavailable
 from engine.protocols import FailedRecord
 from functions.failures import Failure, Identity
 
@@ -56,6 +58,11 @@ async def waiting_in(name: str, pipeline: PipelineConfig, stream: Stream, cluste
                 text = str(error).strip().splitlines()[0]
                 held = "another process writes to it" if "lock" in text else text
                 return Waiting(unknown=f"DuckDB file {sink.path} cannot be looked into: {held}")
+        case DuckLakeSinkConfig() as sink:
+            try:
+                found = await asyncio.to_thread(read_undelivered, sink.path, name, stream, RECORDS_MAX)
+            except SinkUnavailable as error:
+                return Waiting(unknown=error.message)
         case _:
             found = await _in_state_topic(name, stream, cluster)
     full = any(len(records) >= RECORDS_MAX for records in found)

@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 from engine.compose.checks.finding import Case, Finding, fail, ok, skipped, warn
-from engine.compose.shared import MEMORY_BYTES
+from engine.compose.shared import MEMORY_BYTES, instances_of_duckdb
 from engine.config import EVENT_KINDS, Config
-from engine.config_sinks import DuckDBSinkConfig, DuckLakeSinkConfig, ParquetSinkConfig
+from engine.config_sinks import ParquetSinkConfig
 from engine.errors import Domain, HeadraceError
 
 PYTHON_MIN, PYTHON_END = (3, 11), (3, 14)
@@ -205,10 +205,8 @@ def memory(case: Case) -> Sequence[Finding]:
 
 def _wanted(case: Case, config: Config) -> tuple[int, int]:
     """Bytes of the engine and of its environments, at most."""
-    sinks = [pipeline.sink for pipeline in case.pipelines.values()]
-    files = {sink.path.resolve() for sink in sinks if isinstance(sink, DuckDBSinkConfig | DuckLakeSinkConfig)}
     functions = [each.function for each in case.pipelines.values() if each.function is not None]
-    instances = len(files) + sum(function.kind == "sql" for function in functions)
+    instances = instances_of_duckdb(case.pipelines)
     engine = (config.engine.memory_bytes_max or MEMORY_BYTES * (1 + instances)) + BASE_BYTES
     kinds = [function for function in functions if function.kind in EVENT_KINDS]
     return engine, sum(each.memory_size * 2**20 * each.reserved_concurrency for each in kinds)
