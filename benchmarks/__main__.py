@@ -4,7 +4,7 @@
     python -m benchmarks --quick --json FILE              headrace beside the hand-written loop (minutes)
     python -m benchmarks --workloads etl --systems headrace aiokafka --seconds 10
     python -m benchmarks --report FILE...                 make benchmarks/RESULTS.md and its plots
-    python -m benchmarks latency|scaling|limit|environments --help     the parts by themselves
+    python -m benchmarks latency|freshness|scaling|limit|environments --help     the parts by themselves
     python -m benchmarks.peers install                    the peers' environments
 
 Without --bootstrap it starts a broker of its own on a free port of this machine. Progress is told on standard
@@ -36,7 +36,7 @@ BROKER_HEAP_MEGABYTES = 1024
 
 
 def main() -> int:
-    if len(sys.argv) > 1 and sys.argv[1] in results.PARTS:
+    if len(sys.argv) > 1 and sys.argv[1] in {*results.PARTS, "freshness"}:
         return _part(sys.argv[1])
     options = _options()
     if options.report:

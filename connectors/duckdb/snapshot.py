@@ -127,6 +127,8 @@ class Snapshots:
         cursor.execute(f"ATTACH '{draft}' AS {_DATABASE}")
         try:
             cursor.execute(f'COPY FROM DATABASE "{name}" TO {_DATABASE}')
+            # The writer's instance checkpoints nothing by itself, and a copy without its WAL would be empty.
+            cursor.execute(f"CHECKPOINT {_DATABASE}")
         finally:
             with contextlib.suppress(duckdb.Error):
                 cursor.execute(f"DETACH {_DATABASE}")

@@ -51,7 +51,7 @@ partition_by = ["k"]
 compact = true
 compact_files_min = 3
 file_bytes_target = 200_000
-compact_interval_seconds = 0.05
+compact_interval_seconds = 0.3
 retired_seconds_min = {RETIRED_SECONDS}
 """
 
@@ -62,7 +62,7 @@ async def write_for_ever(root: Path) -> None:
     """What an engine does with its sink and its background task, without a topic."""
     settings = ParquetSinkConfig(
         type="parquet", path=root, compact=True, compact_files_min=3, file_bytes_target=200_000,
-        compact_interval_seconds=0.05, retired_seconds_min=RETIRED_SECONDS,
+        compact_interval_seconds=0.3, retired_seconds_min=RETIRED_SECONDS,
     )  # fmt: skip
     sink = ParquetSink(root, pipeline="p", clock=SystemClock(), partition_by=["k"], checkpoint_every=8)
     await sink.open(STREAM)
@@ -108,15 +108,14 @@ class Reader:
                     before = max(before, self._count(connection, before))
 
     def _count(self, connection: duckdb.DuckDBPyConnection, before: int) -> int:
-        began = time.monotonic()
         try:
             found = connection.execute(
                 "SELECT count(*), count(DISTINCT i), max(i) // 2 + 1 FROM data GROUP BY k"
             ).fetchall()
         except duckdb.Error as error:
-            # A starved reader may take longer than joined files stay: it is told, and never given a wrong answer.
-            if (seconds := time.monotonic() - began) < RETIRED_SECONDS:
-                self.faults.append(f"after {seconds:.2f} s: {error}")
+            # DuckDB opens what it has listed, and joined files have gone since: it says so, and gives no answer.
+            if not any(text in str(error) for text in ("No such file", "files were joined")):
+                self.faults.append(str(error))
             self.sent_away += 1
             return before
         self.queries += 1
@@ -163,6 +162,7 @@ def test_readers_of_the_view_count_every_row_once_whatever_dies(tmp_path: Path) 
     print(f"{first.queries + second.queries} queries, {first.sent_away + second.sent_away} sent away")
     assert first.faults + second.faults == []
     assert first.queries > KILLS
+    assert first.sent_away < first.queries / 4
     _check_the_end(root, config, compacted, int(written.read_text().split()[-1]))
 
 

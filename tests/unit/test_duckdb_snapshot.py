@@ -138,3 +138,18 @@ async def test_what_goes_wrong_is_a_warning(tmp_path: Path, caplog: pytest.LogCa
     await sink.close()
     assert found(snapshot) == (10, 10, 10)
     assert sorted(os.listdir(tmp_path)) == ["d.duckdb", "s.duckdb"]
+
+
+async def test_a_copy_needs_no_log_beside_it(tmp_path: Path) -> None:
+    """However much was committed, the copy is one file that has all of it."""
+    snapshot = tmp_path / "copies" / "s.duckdb"
+    sink, snapshots = sink_with(tmp_path / "d.duckdb", snapshot, 0.01)
+    await sink.open(STREAM)
+    shard = await sink.acquire(0)
+    await shard.write(outcome(0, 60_000))
+    await shard.commit()
+    made = snapshots.made
+    await until(lambda: snapshots.made > made)
+    assert os.listdir(snapshot.parent) == ["s.duckdb"]
+    assert await asyncio.to_thread(found, snapshot) == (60_000, 60_000, 60_000)
+    await sink.close()
