@@ -1,11 +1,11 @@
 """Freshness: from when an event was to be sent until a query in another process sees it, for each sink.
 
-    python -m benchmarks freshness [--rate N]... [--sink TYPE[=SECONDS]]... [--seconds N] [--json FILE]
+    python -m benchmarks freshness [--rate N]... [--sink TYPE[=SECONDS[/WINDOW]]]... [--seconds N] [--json FILE]
 
-A producer, an open loop as that of `benchmarks.latency`, `headrace run` with one sink at its default settings or with
-another commit interval, and one reader (`benchmarks.freshness_reader`) that asks again as soon as it has an answer.
-What a question takes is part of what is measured, and stands beside. Each run has a new topic; the first seconds
-of it are dropped.
+A producer, an open loop as that of `benchmarks.latency`; `headrace run` with one sink, at its default settings or
+with others for how long rows wait; and a reader (`benchmarks.freshness_reader`) that asks again once it has an
+answer. What a question takes is part of what is measured, and stands beside. Each run has a new topic; the first
+seconds of it are dropped.
 
 Not here: the time until a handler is called (`benchmarks.latency`).
 """
@@ -60,8 +60,8 @@ class Kind:
 
     setting: str
     default_seconds: float
-    role: str
-    reader: str
+    role: str  #: of the reader
+    reader: str  #: for people
 
 
 def _default(config: Any, setting: str) -> float:
@@ -79,20 +79,25 @@ KINDS: Mapping[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """One sink, whose rows wait ``wait_seconds`` at most: None is the default."""
+    """One sink, whose rows wait ``wait_seconds`` at most, after records waited for ``window_seconds`` for a batch.
+
+    None is the default.
+    """
 
     type: str
     wait_seconds: float | None = None
+    window_seconds: float | None = None
 
     @classmethod
     def of(cls, text: str) -> Sink:
-        """``parquet`` or ``parquet=0.1``. Raises ValueError for what is neither."""
-        type_name, _, seconds = text.partition("=")
+        """``parquet``, ``parquet=0.1`` or ``parquet=0.1/0``. Raises ValueError for what is none of them."""
+        type_name, _, waits = text.partition("=")
         if type_name not in KINDS:
             raise ValueError(f"no sink {type_name!r}; there are {', '.join(KINDS)}")
-        sink = cls(type_name, float(seconds) if seconds else None)
-        if not sink.seconds > 0:
-            raise ValueError(f"{text!r}: rows wait longer than 0 s")
+        seconds, _, window = waits.partition("/")
+        sink = cls(type_name, float(seconds) if seconds else None, float(window) if window else None)
+        if not sink.seconds > 0 or not (sink.window_seconds or 0) >= 0:
+            raise ValueError(f"{text!r}: rows wait longer than 0 s, and records no shorter")
         return sink
 
     @property
@@ -101,10 +106,12 @@ class Sink:
 
     @property
     def is_default(self) -> bool:
-        return self.seconds == KINDS[self.type].default_seconds
+        return self.wait_seconds is None and self.window_seconds is None
 
 
-SINKS = tuple(Sink(name, seconds) for name in KINDS for seconds in (None, BRIEF_SECONDS))
+SINKS = tuple(
+    Sink(name, *waits) for name in KINDS for waits in ((None, None), (BRIEF_SECONDS, None), (BRIEF_SECONDS, 0.0))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +139,10 @@ def config_of(topic: str, run: Run, output: str) -> str:
     }[run.sink.type]
     columns = "\n".join(f'{name} = "{type_name}"' for name, type_name in {**CLICKS, "sent": "BIGINT"}.items())
     wait = "" if run.sink.wait_seconds is None else f"{kind.setting} = {run.sink.wait_seconds}\n"
+    window = run.sink.window_seconds
+    batching = "" if window is None else f"maximum_batching_window_in_seconds = {window}\n"
     return (
-        f'[pipelines.freshness.source]\ntopic = "{topic}"\n'
+        f'[pipelines.freshness.source]\ntopic = "{topic}"\n{batching}'
         f"[pipelines.freshness.schema.columns]\n{columns}\n"
         f'[pipelines.freshness.sink]\ntype = "{run.sink.type}"\n{sink}\n{wait}'
         "[web]\nport = 0\n"
@@ -256,6 +265,7 @@ def summary(run: Run, made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "sink": run.sink.type,
         "reader": KINDS[run.sink.type].reader,
         "wait_seconds_max": run.sink.seconds,
+        "window_seconds": run.sink.window_seconds,
         "is_default": run.sink.is_default,
         "rate": run.rate,
         "seconds": run.seconds,
@@ -265,14 +275,22 @@ def summary(run: Run, made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def label(result: Mapping[str, Any]) -> str:
-    return f"{result['sink']}, {result['wait_seconds_max']:g} s{' (default)' if result['is_default'] else ''}"
+    """``parquet, 0.1 s, window 0 s``."""
+    window = result["window_seconds"]
+    rest = " (default)" if result["is_default"] else "" if window is None else f", window {window:g} s"
+    return f"{result['sink']}, {result['wait_seconds_max']:g} s{rest}"
+
+
+def _last_line(result: Mapping[str, Any]) -> str:
+    """Of what a run failed by."""
+    return str(result["repetitions"][0]["error"]).strip().splitlines()[-1][:300]
 
 
 def line(result: Mapping[str, Any]) -> str:
     """A result for people; milliseconds."""
-    what = f"{label(result):24}{result['rate']:>7,}/s"
+    what = f"{label(result):32}{result['rate']:>7,}/s"
     if "p50_ms" not in result:
-        return f"{what}  FAILED: {result['repetitions'][0]['error'].strip().splitlines()[-1][:300]}"
+        return f"{what}  FAILED: {_last_line(result)}"
     files = f", {result['files']:g} files" if "files" in result else ""
     query = f", a query {result['query_p50_ms']:.1f}" if "query_p50_ms" in result else ""
     return (
@@ -288,7 +306,8 @@ def section(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "## Freshness",
         "",
         "From the moment an event was to be sent until a reader in another process has an answer with it, in ms; "
-        "`benchmarks.freshness` says how. Rows wait in the engine for as long as the first columns say at most.",
+        "`benchmarks.freshness` says how. Rows wait for a commit for as long as the first column says at most; "
+        "before, records wait for a batch, half a second by default, where no window is named.",
         "",
         "| sink, rows wait at most | read by | events/s | p50 | p99 | max | a query takes, p50 | p99 | files |",
         "|---" * 9 + "|",
@@ -319,9 +338,9 @@ def main() -> None:
     add(
         "--sink",
         action="append",
-        metavar="TYPE[=SECONDS]",
-        help=f"of {', '.join(KINDS)}; SECONDS that rows wait at most, else the default; repeatable; each by default"
-        f" and with {BRIEF_SECONDS:g} when left out",
+        metavar="TYPE[=SECONDS[/WINDOW]]",
+        help=f"of {', '.join(KINDS)}; SECONDS that rows wait at most, and the batching window, else the defaults;"
+        f" repeatable; each by default, with {BRIEF_SECONDS:g} and with {BRIEF_SECONDS:g}/0 when left out",
     )
     add("--seconds", type=float, default=SECONDS, help="of one run; the first two are dropped (%(default)g)")
     add("--repetitions", type=int, default=REPETITIONS, help="(%(default)d)")

@@ -1,8 +1,8 @@
 """The reader of a freshness measurement: a process of its own that asks for what is there, over and over.
 
-`benchmarks.freshness` starts it, as ``python -m benchmarks.freshness_reader`` with a job in the environment. It asks
-as an analyst would: the view beside Parquet files in a DuckDB of its own, a file that the engine has open by the
-Quack protocol, a topic as a consumer. A shard's rows become visible in the order of their offsets, so one small
+`benchmarks.freshness` starts it, as ``python -m benchmarks.freshness_reader`` with a job in the environment. It
+asks as an analyst would: the view beside Parquet files in a DuckDB of its own, a file that the engine has open by
+the Quack protocol, a topic as a consumer. A shard's rows become visible in the order of their offsets, so one small
 answer, the last offset of each partition, tells of every event; when each was sent is in the rows. In the end the
 times, seen and sent, go to the job's file, and what the asking took to standard output, as JSON.
 
@@ -97,10 +97,8 @@ def watch(ask: Ask, job: Mapping[str, Any]) -> dict[str, Any]:
         seen.append(np.array([when for when, _ in steps], np.int64)[at])
         sent.append(times)
     save(Path(job["file"]), np.concatenate(seen), np.concatenate(sent))
-    return {
-        "queries": len(took_ms),
-        **{f"query_{name}": value for name, value in percentiles(np.array(took_ms)).items()},
-    }
+    queries = {f"query_{name}": value for name, value in percentiles(np.array(took_ms)).items()}
+    return {"queries": len(took_ms), **queries}
 
 
 async def consume(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,6 +105,9 @@ class World:
 
     # The view.
 
+    def waits(self) -> dict[str, float]:
+        return {}
+
     def status(self) -> EngineStatus | None:
         if self.no_status:
             return None

@@ -8,8 +8,9 @@ The view finds its files by one pattern, ``**/*.parque[tz]``: a pattern that fin
 so there is always a hidden file without rows, which no reader's ``*.parquet`` finds. It lies in Hive directories of
 its own, since DuckDB wants the same ones of all files. What compaction has replaced is left out by the newest
 record of compactions; `connectors.parquet.joined` says why that is right, in whatever order files and record are
-read. DuckDB looks the pattern up anew for each statement, prepared ones included. It opens every file that it has found, those too
-whose rows are left out: a query that is under way when joined files are removed may end with "No such file", and never with a wrong answer.
+read. DuckDB looks the pattern up anew for each statement, prepared ones included. It opens every file that it has
+found, also those whose rows are left out: a query that is under way at the moment when joined files are removed may
+end with "No such file". It never ends with a wrong answer.
 
 pyarrow and pandas, given a directory, read every file in it that is not hidden, whatever its name. They look at a
 Parquet file's end, DuckDB at its beginning: at the end of ``headrace.duckdb`` there is a Parquet file without rows.

@@ -20,6 +20,7 @@ from engine.compose.retry import SUFFIX, companions, retry_name
 from engine.compose.web_sql import SqlBox
 from engine.config import Config, PipelineConfig
 from engine.errors import ExternalError, HeadraceError, UserError
+from engine.metrics import commit_waits
 from engine.recent import LogEntry, RecentFailure
 from engine.runtime import Runtime
 from engine.status import EngineStatus
@@ -64,9 +65,13 @@ class RuntimeView:
         self._sql = SqlBox(self._pipelines, databases, config.query)
         self._replaying = asyncio.Lock()
         self._replays_waiting = 0
+        self._waits = commit_waits(config)
 
     def status(self) -> EngineStatus | None:
         return self._runtime.status()
+
+    def waits(self) -> Mapping[str, float]:
+        return self._waits
 
     def failures(self, pipeline: str | None, limit: int) -> Sequence[RecentFailure]:
         if pipeline is not None:

@@ -157,7 +157,12 @@ class _Routes:
         moment = self._view.status()
         if moment is None:
             return _starting()
-        found = health(moment, stall_seconds_max=self._settings.stall_seconds_max, now=time.time())
+        found = health(
+            moment,
+            stall_seconds_max=self._settings.stall_seconds_max,
+            now=time.time(),
+            waits=self._view.waits(),
+        )
         return _json(found.document(), found.http_status)
 
 

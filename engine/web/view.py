@@ -6,7 +6,7 @@ coroutines run on the server's event loop, never on the engine's, and may take t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -77,6 +77,9 @@ class EngineView(Protocol):
 
     def status(self) -> EngineStatus | None:
         """The latest moment; None before the first."""
+
+    def waits(self) -> Mapping[str, float]:
+        """Seconds that records of each pipeline may wait, by its settings, before they are committed."""
 
     def failures(self, pipeline: str | None, limit: int) -> Sequence[RecentFailure]:
         """The latest failed records, newest first; of all pipelines for None."""
