@@ -129,7 +129,10 @@ class Run:
 
 
 def config_of(topic: str, run: Run, output: str) -> str:
-    """headrace.toml of one run: click events and ``sent``, everything else by default but how long rows wait."""
+    """headrace.toml of one run: click events and ``sent``, everything else by default but how long rows wait.
+
+    The pipeline is called as its topic, since a sink may keep what it knows of a pipeline on the broker.
+    """
     kind = KINDS[run.sink.type]
     sink = {
         "parquet": 'path = "out"',
@@ -142,9 +145,9 @@ def config_of(topic: str, run: Run, output: str) -> str:
     window = run.sink.window_seconds
     batching = "" if window is None else f"maximum_batching_window_in_seconds = {window}\n"
     return (
-        f'[pipelines.freshness.source]\ntopic = "{topic}"\n{batching}'
-        f"[pipelines.freshness.schema.columns]\n{columns}\n"
-        f'[pipelines.freshness.sink]\ntype = "{run.sink.type}"\n{sink}\n{wait}'
+        f'[pipelines.{topic}.source]\ntopic = "{topic}"\n{batching}'
+        f"[pipelines.{topic}.schema.columns]\n{columns}\n"
+        f'[pipelines.{topic}.sink]\ntype = "{run.sink.type}"\n{sink}\n{wait}'
         "[web]\nport = 0\n"
     )
 
@@ -155,14 +158,13 @@ def measure(bootstrap: str, run: Run, directory: Path) -> dict[str, Any]:
     topic, output = f"freshness-{unique}", f"freshness-{unique}-out"
     config = directory / "headrace.toml"
     config.write_text(config_of(topic, run, output))
-    made = [topic, output] if run.sink.type == "kafka" else [topic]
     try:
-        for name in made:
+        for name in [topic, output] if run.sink.type == "kafka" else [topic]:
             topics.create(bootstrap, name, PARTITIONS)
         with _engine(bootstrap, config, directory) as engine:
             return _measure(bootstrap, topic, output, run, directory, engine)
     finally:
-        topics.delete(bootstrap, *made)
+        topics.delete_with(bootstrap, unique)
 
 
 @contextlib.contextmanager
@@ -213,8 +215,11 @@ def _measure(
         _wait_until(lambda: "ready" in log.read_text(), reader, log, START_SECONDS_MAX, "the reader's start")
         cpu = engine.cpu_seconds()
         with _process(producing, directory, "producer") as producer:
-            seen = [engine.file.exists, lambda: reader.poll() is not None or engine.process.poll() is not None]
-            _wait_until(lambda: any(each() for each in seen), reader, log, seconds_max, "all events")
+            ends = (reader, engine.process)
+            _wait_until(
+                lambda: engine.file.exists() or any(each.poll() is not None for each in ends),
+                *(reader, log, seconds_max, "all events"),
+            )
             cpu = engine.cpu_seconds() - cpu if engine.process.poll() is None else 0.0
             if engine.process.poll() is not None:
                 raise RuntimeError(f"the engine ended: {engine.log.read_text()[-2000:]}")
@@ -283,7 +288,8 @@ def label(result: Mapping[str, Any]) -> str:
 
 def _last_line(result: Mapping[str, Any]) -> str:
     """Of what a run failed by."""
-    return str(result["repetitions"][0]["error"]).strip().splitlines()[-1][:300]
+    error = next(each["error"] for each in result["repetitions"] if "error" in each)
+    return str(error).strip().splitlines()[-1][:300]
 
 
 def line(result: Mapping[str, Any]) -> str:

@@ -135,7 +135,7 @@ def _answers(ask: Ask, table: str) -> bool:
     try:
         ask(f"SELECT 1 FROM {table} LIMIT 0")
     except duckdb.Error as error:
-        if "does not exist" in str(error):
+        if "there is no table" in str(error):
             return False
         raise
     return True
@@ -153,13 +153,17 @@ def main() -> None:
     """Be the reader that the job asks for."""
     job = json.loads(os.environ[JOB])
     print("ready", file=sys.stderr, flush=True)
-    match job["role"]:
-        case "view":
-            result = watch(view(job), {**job, "table": VIEW})
-        case "served":
-            result = watch(served(job), job)
-        case "topic":
-            result = asyncio.run(consume(job))
+    try:
+        match job["role"]:
+            case "view":
+                result = watch(view(job), {**job, "table": VIEW})
+            case "served":
+                result = watch(served(job), job)
+            case "topic":
+                result = asyncio.run(consume(job))
+    except duckdb.Error as error:
+        # DuckDB shows the statement below, which is not what was asked.
+        raise SystemExit(str(error).splitlines()[0]) from None
     print(json.dumps(result), flush=True)
 
 

@@ -24,7 +24,8 @@ from engine.errors import UserError
 SQL_BYTES_MAX = 65_536
 
 HINT = (
-    "valid are SELECT, FROM, WITH, VALUES, SHOW TABLES, DESCRIBE, SUMMARIZE, PIVOT ... ON ... IN, and EXPLAIN of those"
+    "valid are SELECT, FROM, WITH, VALUES, SHOW TABLES, DESCRIBE, SUMMARIZE, PIVOT ... ON ... IN,"
+    " and EXPLAIN of those"
 )
 
 _EXPLAIN = re.compile(r"EXPLAIN\s+(?=\S)", re.IGNORECASE)
@@ -32,11 +33,15 @@ _WORD = re.compile(r"\w+")
 _MARKER = re.compile(r"^LINE (\d+): (.*)\n( *)\^", re.MULTILINE)
 
 _EXPRESSIONS = frozenset(
-    "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF OPERATOR"
-    " POSITIONAL_REFERENCE STAR SUBQUERY WINDOW".split()
+    (
+        *("BETWEEN", "CASE", "CAST", "COLLATE", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION"),
+        *("LAMBDA", "LAMBDA_REF", "OPERATOR", "POSITIONAL_REFERENCE", "STAR", "SUBQUERY", "WINDOW"),
+    )
 )
 _QUERIES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
-_TABLES = frozenset("BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY SHOW_REF PIVOT".split())
+_TABLES = frozenset(
+    ("BASE_TABLE", "SUBQUERY", "JOIN", "TABLE_FUNCTION", "EXPRESSION_LIST", "EMPTY", "SHOW_REF", "PIVOT")
+)
 _MODIFIERS = frozenset({"LIMIT_MODIFIER", "LIMIT_PERCENT_MODIFIER", "ORDER_MODIFIER", "DISTINCT_MODIFIER"})
 _ORDERS = frozenset({"ORDER_DEFAULT", "ASCENDING", "DESCENDING"})
 _NODES = _QUERIES | _TABLES | _MODIFIERS | _ORDERS
@@ -236,14 +241,13 @@ def _check_functions(found: _Found) -> None:
     for name in found.table_functions:
         if name.lower() not in TABLE_FUNCTIONS | LAKE_TABLE_FUNCTIONS:
             raise UserError(
-                f"the table function {name} cannot be called here: it reads more than the tables, or does more than read"
+                f"the table function {name} cannot be called here:"
+                " it reads more than the tables, or does more than read"
             )
     allowed = computing()
     for name in found.functions:
         if name.lower() not in allowed:
-            raise UserError(
-                f"the function {name} cannot be called here: it is none of those that only compute"
-            )
+            raise UserError(f"the function {name} cannot be called here: it is none of those that only compute")
 
 
 def _check_tables(connection: duckdb.DuckDBPyConnection, found: _Found) -> None:

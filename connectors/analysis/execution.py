@@ -5,6 +5,7 @@ Not here: what may run (`check`) and how many run at a time (`admission`).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from types import TracebackType
@@ -37,7 +38,7 @@ class MemoryGivenUp(ExternalError):
 
 
 class Execution:
-    """Inside of ``with``, what runs on ``connection`` is interrupted at ``deadline`` (time.monotonic()), or earlier.
+    """Inside of ``with``, what runs on ``connection`` is interrupted at ``deadline`` (monotonic), or earlier.
 
     It is one of ``among``, which may be told to end together.
 
@@ -119,6 +120,7 @@ class Executions:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._under_way: set[Execution] = set()
+        self._ended_at = -math.inf
 
     def add(self, execution: Execution) -> None:
         with self._changed:
@@ -127,7 +129,13 @@ class Executions:
     def remove(self, execution: Execution) -> None:
         with self._changed:
             self._under_way.discard(execution)
+            self._ended_at = time.monotonic()
             self._changed.notify_all()
+
+    def ran_within(self, seconds: float) -> bool:
+        """Whether one runs, or ended no longer ago."""
+        with self._changed:
+            return bool(self._under_way) or time.monotonic() - self._ended_at <= seconds
 
     def end(self, reason: Reason) -> int:
         """Tell all to end; how many there were. Returns when they have ended, or after `END_SECONDS_MAX`."""

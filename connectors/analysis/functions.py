@@ -10,8 +10,8 @@ import functools
 
 import duckdb
 
-#: Built in scalars that do more than compute, or whose argument is taken for more than a value: sequences, settings,
-#: variables, the log, sleeping, plans (which open what they name), and raw states and bytes of DuckDB's own.
+#: Built in scalars that do more than compute, or whose argument is taken for more than a value: sequences,
+#: settings, variables, the log, sleeping, plans (which open what they name), raw states and bytes of DuckDB's own.
 REFUSED = frozenset(
     {
         "combine",

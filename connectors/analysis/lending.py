@@ -22,6 +22,9 @@ from engine.errors import SinkUnavailable
 
 _log = logging.getLogger(__name__)
 
+#: A query that ended so long ago may have been what a commit found no memory for.
+RECENT_SECONDS = 5.0
+
 
 class Lending:
     """Lends cursors between `opened` and `call_back`, which the owner calls; all else is for any thread.
@@ -103,11 +106,15 @@ class Lending:
 
     @contextlib.contextmanager
     def memory_yielded(self) -> Iterator[bool]:
-        """End all queries, and let none begin inside of the ``with``; whether there was anything to give."""
+        """End all queries, and let none begin inside of the ``with``; whether there was anything to give.
+
+        That includes what a query had that has just ended, perhaps for want of memory itself.
+        """
         with self._changed:
             self._paused = True
         try:
-            had = self.executions.end("memory") > 0
+            had = self.executions.ran_within(RECENT_SECONDS)
+            self.executions.end("memory")
             with contextlib.suppress(SinkUnavailable), self._lend() as cursor:
                 for reliever in self._relievers:
                     had = reliever(cursor) or had

@@ -166,7 +166,9 @@ class Runner:
             raise Cancelled("the query was cancelled")
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._connect())
-            execution = stack.enter_context(Execution(connection, running._deadline, self._seconds_max, self._executions))
+            execution = stack.enter_context(
+                Execution(connection, running._deadline, self._seconds_max, self._executions)
+            )
             running._begin(execution)
             try:
                 question = check(connection, running.sql)

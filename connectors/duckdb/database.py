@@ -8,8 +8,8 @@ DuckDB holds the file by a POSIX lock, which a process loses when it closes *any
 nothing in this process may open the file but DuckDB.
 
 Others of this process read by cursors that the database lends (`connectors.analysis.lending`), and analysts over
-the server beside it (`serving`). They share DuckDB's one budget of memory with the commits: a commit that runs out of
-it ends all queries and is made once more.
+the server beside it (`serving`). They share DuckDB's one budget of memory with the commits: a commit that runs out
+of it ends all queries and is made once more.
 
 Not here: what a commit writes (`commit`, `upsert`) and headrace's tables (`catalog`).
 """
@@ -54,7 +54,7 @@ LOG_SECONDS = 300.0
 SPILL_BYTES_MAX = 4 * 1024**3
 
 #: How DuckDB says so; a COMMIT says it by another exception than its own.
-_OUT_OF_MEMORY = ("Out of Memory", "could not allocate", "failed to offload")
+_OUT_OF_MEMORY = re.compile(r"Out of Memory|\([\d.]+ \w+/[\d.]+ \w+ used\)")
 
 _HOLDER = re.compile(r"Conflicting lock is held in (.*?) ?\(PID (\d+)\)")
 
@@ -429,15 +429,13 @@ class Database:
 def _out_of_memory(error: BaseException | None) -> bool:
     """Whether it is that, or came of it: what cleans up in the transaction then fails too, and hides the reason."""
     while error is not None:
-        if isinstance(error, duckdb.OutOfMemoryException) or any(text in str(error) for text in _OUT_OF_MEMORY):
+        if isinstance(error, duckdb.OutOfMemoryException) or _OUT_OF_MEMORY.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def confine(
-    connection: duckdb.DuckDBPyConnection, path: Path, folder: Path | None, spill_bytes_max: int
-) -> None:
+def confine(connection: duckdb.DuckDBPyConnection, path: Path, folder: Path | None, spill_bytes_max: int) -> None:
     """Let the instance reach the directory of ``path``, where its own files are, and ``folder``; nothing else.
 
     Values of times are in UTC from here on, variables of Python are no tables, and no setting can be changed.

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+from duckdb.func import FunctionNullHandling
 
 from connectors.analysis.admission import Admission
 from connectors.analysis.check import Question, check, mistake
@@ -55,7 +56,8 @@ MESSAGE_CHARS_MAX = 1_000
 
 _INSERT = re.compile(r"\W*INSERT\b", re.IGNORECASE)
 
-# What a client asks when it attaches, and what people ask first: they are to see the file alone, and not what else is open beside it.
+# What a client asks when it attaches, and what people ask first: they are to see the file alone, and not what else
+# is open beside it.
 _CATALOG = {
     "SELECT catalog_name, schema_name FROM information_schema.schemata "
     "WHERE catalog_name NOT IN ('system', 'temp') ORDER BY ALL": (
@@ -136,7 +138,12 @@ class Server:
             load(connection, "httpfs", "quack")
             connection.execute(f"ATTACH ':memory:' AS {RESULTS}")
             connection.create_function(
-                _FUNCTION, self._answer, ["VARCHAR", "VARCHAR"], "VARCHAR", null_handling="special", side_effects=True
+                _FUNCTION,
+                self._answer,
+                ["VARCHAR", "VARCHAR"],
+                "VARCHAR",
+                null_handling=FunctionNullHandling.SPECIAL,
+                side_effects=True,
             )
             connection.execute(f"SET GLOBAL quack_authorization_function = '{_FUNCTION}'")
         except (duckdb.Error, ExternalError) as error:
@@ -197,11 +204,13 @@ class Server:
     def _write_address(self) -> None:
         assert self.uri is not None
         path = address_path(self.path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        for leftover in path.parent.glob(f".{path.name}.*.draft"):  # of one that was killed; the file is ours now
+            leftover.unlink(missing_ok=True)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
         content = {"uri": self.uri, "token": self.token, "pid": os.getpid(), "database": str(self.path)}
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with open(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(content, file)
             draft.replace(path)
         except BaseException:

@@ -108,10 +108,12 @@ class Snapshots:
         self._remove_draft()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with self._lending.cursor() as cursor:
-                # Not bounded in time: only the end of the file ends it.
-                with Execution(cursor, math.inf, math.inf, self._lending.executions):
-                    self._fill(cursor)
+            # Not bounded in time: only the end of the file ends it.
+            with (
+                self._lending.cursor() as cursor,
+                Execution(cursor, math.inf, math.inf, self._lending.executions),
+            ):
+                self._fill(cursor)
             # Only now: this process must not have the copy open while it closes a descriptor of it.
             _flush(self.draft)
             self.draft.replace(self.path)

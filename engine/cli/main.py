@@ -6,7 +6,7 @@ import traceback
 
 import typer
 
-from engine.cli import broker, demo, dlq, doctor, invoke, position, produce, query, report, run, top
+from engine.cli import broker, compact, demo, dlq, doctor, invoke, position, produce, query, report, run, top
 from engine.cli import filter as filter_command
 from engine.errors import Domain, HeadraceError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
     headrace position show FILE       where each shard stands, and how far it is behind
     headrace dlq list FILE            what failed and why; dlq replay sends it again, once
     headrace report FILE              what functions took, and what AWS would have charged
+    headrace compact FILE             join small Parquet files
     headrace top FILE                 what a run does, live
     headrace doctor FILE              what is wrong, and what to do
 
@@ -43,6 +44,7 @@ app.command()(report.report)
 app.command()(top.top)
 app.command()(doctor.doctor)
 app.command()(invoke.invoke)
+app.command()(compact.compact)
 app.command()(produce.produce)
 app.command()(query.query)
 app.command()(demo.demo)

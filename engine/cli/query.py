@@ -46,8 +46,8 @@ def query(
 ) -> None:
     """Ask a DuckDB file or the committed Parquet files of a directory.
 
-    Only reads, and only what is named. A DuckDB file that an engine is writing is asked through that engine, with the
-    limits of its [query] table. JSON and CSV give every value in full: times in UTC, numbers that are
+    Only reads, and only what is named. A DuckDB file that an engine is writing is asked through that engine, with
+    the limits of its [query] table. JSON and CSV give every value in full: times in UTC, numbers that are
     not finite as strings in JSON.
 
     \b
@@ -59,8 +59,8 @@ def query(
     line on standard error says so, and the exit code is 3.
 
     Exit codes: 0 for an answer, also one without rows; 2 for the SQL or a name, or a directory that has no
-    Parquet file and is no sink; 3 while a process writes to the DuckDB file that does not serve it, or is busy, or a
-    sink has no columns yet.
+    Parquet file and is no sink; 3 while a process writes to the DuckDB file that does not serve it, or is busy, or
+    a sink has no columns yet.
     """
     from engine.compose import query as compose
 

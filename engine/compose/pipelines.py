@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from connectors.kafka.source import KafkaSource
 from engine.batching import Batcher
+from engine.compose.compact import background
 from engine.compose.ends import destination_of, sink_of, source_of, topic_maker
 from engine.compose.handlers import (
     ENVELOPE_BYTES_MAX,
@@ -32,7 +33,7 @@ from engine.config import (
     batching_window,
     group_id,
 )
-from engine.config_sinks import NoSinkConfig
+from engine.config_sinks import NoSinkConfig, ParquetSinkConfig
 from engine.context import Context
 from engine.decoding import Decoders
 from engine.errors import ConfigError, HeadraceError
@@ -43,7 +44,7 @@ from engine.passthrough import Passthrough
 from engine.pipeline import Pipeline, PipelineParts
 from engine.processing import Processor
 from engine.protocols import STATE_BYTES_MAX, Filter, Handler, Sink
-from engine.runtime import VERSION, Runtime
+from engine.runtime import VERSION, Beside, Runtime
 from engine.tracing import Tracing
 from engine.values import column_field
 
@@ -100,8 +101,15 @@ def build(
         budget=shared.budget,
         recent=shared.recent,
         tracing=shared.tracing,
+        beside=[] if until_caught_up else _compactors(pipelines_of, shared),
     )
     return runtime, shared
+
+
+def _compactors(pipelines: Mapping[str, PipelineConfig], shared: Shared) -> list[Beside]:
+    sinks = [each.sink for each in pipelines.values() if isinstance(each.sink, ParquetSinkConfig)]
+    found = (background(sink, shared.clock, phase=shared.phase) for sink in sinks)
+    return [compactor for compactor in found if compactor is not None]
 
 
 def build_ends(config: Config, name: str, *, bootstrap: str | None = None) -> tuple[KafkaSource, Sink]:

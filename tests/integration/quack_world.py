@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class Served:
         def call(connection: duckdb.DuckDBPyConnection) -> list[object]:
             return [connection.execute(sql).fetchall() for sql in _FINGERPRINT]
 
-        return [*asyncio.run(self.database.run(call)), sorted(os.listdir(self.path.parent))]
+        return [*asyncio.run(self.database.run(call)), sorted(each.name for each in self.path.parent.iterdir())]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`headrace query --db` while an engine holds the file, the documented snippet, and what an engine leaves behind."""
+"""`headrace query --db` while an engine holds the file, the documented snippet, what an engine leaves behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ async def main():
     database = Database(Path(sys.argv[1]), serving=serving)
     await database.open()
     await database.run(lambda c: c.execute(
-        "CREATE TABLE clicks AS SELECT range AS id, 'v' || range AS v, range::DECIMAL(38, 9) AS d FROM range(5000)"))
+        "CREATE TABLE clicks AS SELECT range AS id, 'v' || range AS v, range::DECIMAL(38, 9) AS d"
+        " FROM range(5000)"))
     print(database.server.uri if database.server else "", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await database.close()
@@ -87,7 +88,13 @@ def test_a_running_engine_answers(path: Path) -> None:
     assert result.stdout == '{"h":170141183460469231731687303715884105727,"n":"NaN","a":1,"a_1":2}\n'
     assert run("SELECT NULL::VARCHAR AS a, 7 AS long_name", path).stdout.splitlines()[2] == "NULL          7"
     assert "only 1,000 rows" in run("FROM clicks", path).stderr
-    for sql in ("DESCRIBE clicks", "SHOW TABLES", "SUMMARIZE clicks", "EXPLAIN FROM clicks", "FROM headrace.positions"):
+    for sql in (
+        "DESCRIBE clicks",
+        "SHOW TABLES",
+        "SUMMARIZE clicks",
+        "EXPLAIN FROM clicks",
+        "FROM headrace.positions",
+    ):
         result = run(sql, path)
         assert result.exit_code == 0, result.exception
         assert result.stdout
@@ -134,7 +141,7 @@ def test_what_is_wrong_with_an_address_is_said(path: Path) -> None:
 
 
 def test_the_documented_snippet_runs_as_it_stands(path: Path) -> None:
-    """The five lines of the page on querying, with the name of the file put in, give rows in a process of its own."""
+    """The five lines of the page on querying, with the file's name put in, give rows in another process."""
     page = (ROOT / "docs" / "querying.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     [snippet] = [block for block in blocks if "quack.json" in block]

@@ -64,7 +64,7 @@ def test_every_fault_of_every_section_is_reported_at_once() -> None:
         "pipelines.p.source.batch_sise: unknown key; did you mean batch_size?",
         "pipelines.p.source.starting_position = 'LATSET': valid are 'TRIM_HORIZON', 'LATEST' or 'AT_TIMESTAMP'; "
         "did you mean LATEST?",
-        "pipelines.third.sink.type = 'duckdbb': valid are 'parquet', 'duckdb', 'kafka', 'none'; "
+        "pipelines.third.sink.type = 'duckdbb': valid are 'parquet', 'duckdb', 'ducklake', 'kafka', 'none'; "
         "did you mean duckdb?",
         "pipelines.third.source.topic = 'a b': string should match pattern '^[A-Za-z0-9._-]+$'",
     ]
@@ -117,7 +117,7 @@ def test_every_fault_of_every_section_is_reported_at_once() -> None:
         (SOURCE + 'destination_config.on_sucess = "x"' + SINK, "on_sucess: unknown key; valid are on_failure"),
         (
             SOURCE + "[pipelines.p.sink]\npath = 'out'",
-            "pipelines.p.sink.type: is missing; valid are 'parquet', 'duckdb', 'kafka', 'none'",
+            "pipelines.p.sink.type: is missing; valid are 'parquet', 'duckdb', 'ducklake', 'kafka', 'none'",
         ),
         (SOURCE + "[pipelines.p]\nsink = 3", "pipelines.p.sink = 3: "),
         (
