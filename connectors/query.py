@@ -23,6 +23,7 @@ import pyarrow as pa
 from connectors.analysis.check import mistake, without_end
 from connectors.analysis.client import ANSWER, fetch
 from connectors.duckdb.serving import Address, address_path, read_address
+from connectors.ducklake.reading import is_lake, open_lake
 from connectors.json_text import without_words
 from connectors.parquet.files import Directories
 from connectors.parquet.filesystem import OsFileSystem
@@ -67,13 +68,21 @@ class InUse(ExternalError):
 
 @contextlib.contextmanager
 def open_database(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB file, to read. Raises UserError, and InUse while another process writes to it."""
+    """A DuckDB file, or the lake whose catalogue it is, to read.
+
+    Raises UserError, and InUse while another process writes to it.
+    """
     if not path.is_file():
         raise UserError(f"there is no DuckDB file {path}")
     try:
         connection = duckdb.connect(path, read_only=True, config={"autoinstall_known_extensions": False})
     except duckdb.Error as error:
         raise _not_opened(path, error) from None
+    if is_lake(connection):
+        connection.close()
+        with open_lake(path, confined=True) as lake:
+            yield lake
+        return
     with connection, _confined(connection):
         yield connection
 

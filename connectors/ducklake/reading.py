@@ -44,6 +44,8 @@ def open_lake(path: Path, *, confined: bool = False) -> Iterator[duckdb.DuckDBPy
             hint="Ask that process, which serves it, or stop it first; its own log says where it is.",
         ) from None
     with connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_progress_bar = false")
         if confined:
             places = [Path(place) for (place,) in connection.execute(_PLACES).fetchall()]
             spill = path.resolve().with_name(path.name + ".tmp")

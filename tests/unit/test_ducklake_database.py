@@ -16,7 +16,7 @@ from connectors.analysis.extensions import extension_path
 from connectors.duckdb.serving import ServingSettings
 from connectors.ducklake import LakeDatabase
 from connectors.ducklake.reading import is_lake, open_lake
-from connectors.query import ask
+from connectors.query import ask, open_database
 from engine.errors import SinkMismatch, SinkUnavailable, UserError
 from tests.unit.ducklake_world import STREAM, committed, data_files, opened, outcome, read, sink_over
 
@@ -281,7 +281,7 @@ async def test_a_lake_is_asked_like_a_file(tmp_path: Path) -> None:
         await committed(shard, outcome(300, 310))
     with duckdb.connect(path, read_only=True) as plain:
         assert is_lake(plain)
-    with open_lake(path, confined=True) as lake:
+    with open_database(path) as lake:
         assert not is_lake(lake)
         [(last,)] = lake.execute("SELECT max(snapshot_id) FROM ducklake_snapshots('lake')").fetchall()
         for text, expected in (("FROM clicks", "310"), (f"FROM clicks AT (VERSION => {last - 1})", "300")):
