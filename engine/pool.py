@@ -35,6 +35,9 @@ LOOK_ELSEWHERE_SECONDS = 1.0
 #: How often the topic's ends are asked for, to tell how far shards are behind.
 ENDS_SECONDS = 1.0
 
+#: An answer that takes longer is not waited for.
+ENDS_SECONDS_MAX = 10.0
+
 #: Waits before a shard is taken up again after it was lost, or after an error that may pass.
 RESTART_SECONDS = 0.2
 RESTART_SECONDS_MAX = 10.0
@@ -178,14 +181,20 @@ class ShardPool:
                 await self._look_at_topic(stopping)
 
     async def _watch_ends(self) -> None:
-        """Tell shards where the topic ends now. What cannot be asked leaves what was known."""
+        """Tell shards where the topic ends now. What cannot be asked leaves what was known.
+
+        It is only shown, so nothing that goes wrong with it ends anything.
+        """
         while True:
             owned = [shard for shard, _ in self._owned.values()]
             if owned:
                 try:
-                    ends = await self._tools.source.end_offsets([shard.partition for shard in owned])
-                except HeadraceError as error:
-                    log.debug("%s: the topic's ends are not known: %s", self._tools.name, error)
+                    async with asyncio.timeout(ENDS_SECONDS_MAX):
+                        ends = await self._tools.source.end_offsets([shard.partition for shard in owned])
+                except (HeadraceError, TimeoutError) as error:
+                    log.debug("%s: the topic's ends are not known: %s", self._tools.name, error or "timed out")
+                except Exception:
+                    log.exception("%s: the topic's ends are not known", self._tools.name)
                 else:
                     for shard in owned:
                         if shard.partition in ends:

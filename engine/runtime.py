@@ -8,9 +8,9 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.clock import SystemClock
 from engine.errors import Domain, HeadraceError
@@ -101,7 +101,10 @@ class Runtime:
 
     async def _look(self) -> None:
         while True:
-            self._status = self._now()
+            try:
+                self._status = self._now()
+            except Exception:
+                log.exception("what the engine does cannot be shown")
             await asyncio.sleep(STATUS_SECONDS)
 
     def _now(self) -> EngineStatus:
@@ -142,10 +145,10 @@ class Runtime:
     async def run(self, stopping: asyncio.Event) -> int:
         """Run every pipeline to its end, each on its own; the exit code, the gravest of their errors."""
         async with asyncio.TaskGroup() as watching:
-            beside = [watching.create_task(self._watch.run()), watching.create_task(self._look())]
-            beside += [watching.create_task(each.run()) for each in self._beside]
+            works = [self._watch.run(), self._look(), *(each.run() for each in self._beside)]
             if self._meter is not None:
-                beside.append(watching.create_task(self._meter.run()))
+                works.append(self._meter.run())
+            beside = [watching.create_task(_beside(work)) for work in works]
             async with asyncio.TaskGroup() as tasks:
                 for pipeline in self.pipelines:
                     tasks.create_task(pipeline.run(stopping))
@@ -157,6 +160,14 @@ class Runtime:
             await asyncio.to_thread(self._logs.close)
         domains = [pipeline.error.domain for pipeline in self.pipelines if pipeline.error is not None]
         return max((Domain(domain).value for domain in domains), default=0)
+
+
+async def _beside(work: Coroutine[Any, Any, None]) -> None:
+    """Work that the pipelines do not need: what goes wrong with it is said, and ends nothing else."""
+    try:
+        await work
+    except Exception:
+        log.exception("work beside the pipelines has ended; they go on without it")
 
 
 def _resident_bytes() -> int:

@@ -100,7 +100,8 @@ def page_of(file: Path | None, url: str | None) -> Page:
         running = runfile.all()
         if len(running) != 1:
             raise UserError(
-                f"{len(running) or 'no'} engines run here" + "".join(f"\n  {each.config}" for each in running),
+                f"{len(running) or 'no'} engines run here"
+                + "".join(f"\n  {each.config}" + (f" at {each.url}" if each.url else "") for each in running),
                 hint="name the configuration of one, or its page with --url",
             )
         found = running[0]
@@ -108,7 +109,7 @@ def page_of(file: Path | None, url: str | None) -> Page:
         wanted = file or DEFAULT_FILE
         given = runfile.find(wanted)
         if given is None:
-            others = [str(each.config) for each in runfile.all()]
+            others = dict.fromkeys(str(each.config) for each in runfile.all())
             raise UserError(
                 f"no engine of this user runs for {wanted}"
                 + "".join(f"\n  one does for {each}" for each in others),

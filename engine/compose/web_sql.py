@@ -28,6 +28,7 @@ from engine.config import PipelineConfig
 from engine.config_serving import QueryConfig
 from engine.config_sinks import DuckDBSinkConfig, DuckLakeSinkConfig, ParquetSinkConfig
 from engine.errors import ExternalError, UserError
+from engine.web.documents import SHOWN_CELL_CHARACTERS_MAX
 from engine.web.view import Column, Export, ExportFormat, QueryBusy, QueryCancelled, SqlAnswer, SqlTarget
 
 #: Of one query over Parquet files, and of writing answers as text; beyond that a query spills to the disk.
@@ -35,6 +36,9 @@ MEMORY_BYTES_MAX = 128 * 1024 * 1024
 SPILL_BYTES_MAX = 4 * 1024**3
 
 _WAITERS_MAX = 256
+
+#: One more than is shown tells that there is more.
+_CELL_CHARACTERS = SHOWN_CELL_CHARACTERS_MAX + 1
 
 
 class SqlBox:
@@ -247,10 +251,11 @@ class Writer:
         self._instance: duckdb.DuckDBPyConnection | None = None
 
     def texts(self, table: pa.Table) -> tuple[list[Column], list[tuple[str | None, ...]]]:
-        """The columns, and each value as text."""
+        """The columns, and each value as text, of long ones a little more than is shown."""
         with self._answer(table) as (connection, types):
             columns = [Column(name, kind) for name, kind in zip(table.schema.names, types, strict=True)]
-            wanted = ", ".join(f"c{index}::VARCHAR" for index in range(len(columns)))
+            # Cut here: a cell may have hundreds of megabytes, and as much again for each copy.
+            wanted = ", ".join(f"left(c{index}::VARCHAR, {_CELL_CHARACTERS})" for index in range(len(columns)))
             return columns, connection.execute(f"SELECT {wanted} FROM answer").fetchall()  # noqa: S608 - own names
 
     def csv(self, table: pa.Table, path: Path) -> None:

@@ -153,8 +153,9 @@ def _stalled(
             "shard_stalled",
             f"pipeline {pipeline.name}, partition {shard.partition} of topic {pipeline.topic} has not moved for"
             f" {shard.stalled_seconds:.0f} s, {seconds_max:g} s at most are allowed: {_where(shard)}",
-            "look for a function that is retried without end, a sink that is full, or a broker that is away:"
-            " the log names it, and `headrace doctor` asks broker, disk and sinks",
+            "look for a function that does not return (function.timeout ends its call) or is retried without end, a"
+            " sink that is full, or a broker that is away: the log has errors, and `headrace doctor` asks broker,"
+            " disk and sinks",
             *(pipeline.name, shard.partition, shard.position, shard.end),
         )
         for pipeline, shard, seconds_max in stalled

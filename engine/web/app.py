@@ -123,6 +123,8 @@ class _Routes:
         return _json(documents.history(self._history.history()))
 
     async def events(self, request: Request) -> Response:
+        if request.method == "HEAD":
+            return Response(media_type=EVENT_STREAM)
         gzip = takes_gzip(request)
         client = self._hub.join(request.headers.get("last-event-id"), gzip=gzip)
         return _EventStream(client, self._hub, gzip)

@@ -1,7 +1,7 @@
 """Who runs here: one small file for each run of this user, so that other commands find its page and its databases.
 
 The directory is the user's own (0700), the files too (0600), because they hold tokens. A file whose process is dead
-is removed when it is met. Not here: what is asked of a run.
+is removed when it is met. Several runs may have one configuration, as standbys do. Not here: what is asked of a run.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def directory() -> Path:
 
 
 def write(run: RunFile) -> Path:
-    """Tell of this run; the last one of the same configuration is replaced. Raises ExternalError."""
-    path = directory() / _name(Path(run.config))
+    """Tell of this run; what it told before is replaced. Raises ExternalError."""
+    path = directory() / _name(run)
     run = dataclasses.replace(run, process=_process(run.pid) or "")
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -83,20 +83,28 @@ def write(run: RunFile) -> Path:
 
 
 def remove(run: RunFile) -> None:
-    """Take back what `write` told, unless another run has replaced it. Never raises."""
+    """Take back what `write` told. Never raises."""
     with contextlib.suppress(OSError, ExternalError):
-        path = directory() / _name(Path(run.config))
-        found = _read(path)
-        if found is not None and found.pid == run.pid:
-            path.unlink(missing_ok=True)
+        (directory() / _name(run)).unlink(missing_ok=True)
 
 
 def find(config: Path) -> RunFile | None:
-    """The run of a configuration; None where there is none that lives."""
+    """The run of a configuration; None where there is none that lives.
+
+    Of several the one that started first: it has the DuckDB files, and the others wait for them.
+    """
+    runs = of(config)
+    return runs[0] if runs else None
+
+
+def of(config: Path) -> Sequence[RunFile]:
+    """Every run of a configuration that lives, the first first."""
     try:
-        return _living(directory() / _name(config))
-    except ExternalError:
-        return None
+        paths = sorted(directory().glob(f"{_stem(config)}.*.json"))[:FILES_MAX]
+    except (ExternalError, OSError):
+        return []
+    found = [run for path in paths if (run := _living(path)) is not None]
+    return sorted(found, key=lambda run: run.started_at)
 
 
 def all() -> Sequence[RunFile]:  # noqa: A001 - reads as runfile.all()
@@ -109,8 +117,12 @@ def all() -> Sequence[RunFile]:  # noqa: A001 - reads as runfile.all()
     return sorted(found, key=lambda run: run.started_at, reverse=True)
 
 
-def _name(config: Path) -> str:
-    return hashlib.sha256(os.fsencode(config.resolve())).hexdigest()[:32] + ".json"
+def _name(run: RunFile) -> str:
+    return f"{_stem(Path(run.config))}.{run.pid}.json"
+
+
+def _stem(config: Path) -> str:
+    return hashlib.sha256(os.fsencode(config.resolve())).hexdigest()[:32]
 
 
 def _living(path: Path) -> RunFile | None:

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -37,9 +38,13 @@ BACKLOG = 128
 #: Of a request line with its headers.
 HEAD_BYTES_MAX = 32_768
 
-#: A connection without a whole request is closed after so long; one that is idle between two, too.
+#: A connection without a whole head of a request, the first or a later one, is closed after so long; one that is
+#: idle between two, too.
 HEAD_SECONDS_MAX = 15.0
 IDLE_SECONDS_MAX = 15
+
+#: A client that takes nothing of its answer is left after so long; it is looked three times in it.
+TAKE_SECONDS_MAX = 30.0
 
 START_SECONDS_MAX = 10.0
 
@@ -121,7 +126,11 @@ class WebServer:
         gate = Gate(self.token, cookie=f"headrace-{port}")  # browsers do not tell ports of one host apart
         server = _server(self._application(gate, hub, history))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        beside = [asyncio.create_task(hub.run()), asyncio.create_task(self._sample(history))]
+        beside = [
+            asyncio.create_task(hub.run()),
+            asyncio.create_task(self._sample(history)),
+            asyncio.create_task(_leave_who_takes_nothing(server)),
+        ]
         stopping = asyncio.create_task(self._stopping.wait())
         self._started.set()  # it listens already; who comes now is answered a moment later
         try:
@@ -155,6 +164,15 @@ class WebServer:
             await asyncio.sleep(min(1.0, self._step_seconds))
 
 
+async def _leave_who_takes_nothing(server: uvicorn.Server) -> None:
+    """Without an end. An answer that was handed over whole waits in memory, and would do so for ever."""
+    while True:
+        await asyncio.sleep(TAKE_SECONDS_MAX / 3)
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, _Protocol):
+                connection.look()
+
+
 def _server(app: ASGIApp) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
@@ -162,7 +180,7 @@ def _server(app: ASGIApp) -> uvicorn.Server:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,  # what clients send wrong is a warning of uvicorn's, for each of their requests
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -175,34 +193,50 @@ def _server(app: ASGIApp) -> uvicorn.Server:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with bounds: on connections, on the time to the first request, on leaving what is never taken."""
+    """uvicorn's, with bounds: on connections, on the time to a request, on leaving what is never taken."""
+
+    _head: asyncio.TimerHandle | None = None  # until the head that has begun is whole
+    _left = 0  # of what was sent and not taken, when it was last looked
+    _looks = 0  # at nothing being taken
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS_MAX:
             transport.abort()
             return
-        self._first = self.loop.call_later(HEAD_SECONDS_MAX, self._without_request)
+        self._head = self.loop.call_later(HEAD_SECONDS_MAX, self.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if (first := getattr(self, "_first", None)) is not None:
-            first.cancel()
+        self._head_is_whole()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
         super().handle_events()
         if self.scope is not None:
             self.scope["headrace.abort"] = self.abort  # type: ignore[typeddict-unknown-key]
+        if self.conn.their_state is not h11.IDLE:
+            self._head_is_whole()
+        elif self._head is None and self.conn.trailing_data[0]:
+            self._head = self.loop.call_later(HEAD_SECONDS_MAX, self.abort)
+
+    def look(self) -> None:
+        """Abort where the client has taken nothing for three looks."""
+        left = self.transport.get_write_buffer_size()
+        self._looks = self._looks + 1 if left and left == self._left else 0
+        self._left = left
+        if self._looks >= 3:
+            self.abort()
+
+    def _head_is_whole(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
     def abort(self) -> None:
         """Let go of the connection now, with all that is not sent: in the kernel it would wait for its client."""
         with contextlib.suppress(OSError):
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
         self.transport.abort()
-
-    def _without_request(self) -> None:
-        if self.scope is None:
-            self.abort()
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -75,14 +75,19 @@ def test_a_pid_that_came_again_is_another_process(tmp_path: Path) -> None:
 
 
 def test_a_run_takes_back_its_own_file_only(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
-    """Another one may have taken its place."""
+    """A standby of the same configuration comes and goes, and the first one is found throughout."""
     config = tmp_path / "a.toml"
     runfile.write(run(config, other.pid))
     runfile.remove(run(config))
     assert runfile.find(config) is not None
-    runfile.write(run(config))
+    runfile.write(run(config, started_at=2.0))
+    assert [each.pid for each in runfile.of(config)] == [other.pid, os.getpid()]
+    assert getattr(runfile.find(config), "pid", 0) == other.pid
     runfile.remove(run(config))
     runfile.remove(run(config))
+    assert getattr(runfile.find(config), "pid", 0) == other.pid
+    other.kill()
+    other.wait()
     assert runfile.find(config) is None
 
 

@@ -31,11 +31,11 @@ from engine.errors import Domain, HeadraceError, UserError
 BROKER_SECONDS_MAX = 5.0
 
 #: Kafka's API keys, and the version of Metadata that has topic ids (Kafka 2.8).
-PRODUCE, METADATA = 0, 3
+FETCH, METADATA = 1, 3
 METADATA_WITH_IDS = 10
 
-#: Kafka 4.0 takes no Produce before this version.
-PRODUCE_MIN_OF_4 = 3
+#: Kafka 4.0 takes no Fetch before this version. (Of Produce it still names version 0, for clients that look for it.)
+FETCH_MIN_OF_4 = 4
 
 #: A timestamp so far ahead of this machine's clock is worth a word.
 AHEAD_SECONDS = 60
@@ -81,7 +81,7 @@ async def broker(case: Case) -> Sequence[Finding]:
     where = f"{settings.bootstrap}, {nodes} broker{'s' if nodes != 1 else ''}, {settings.security_protocol}"
     if versions.get(METADATA, (0, 0))[1] < METADATA_WITH_IDS:
         return [fail(f"{where}: no topic ids", "headrace needs Kafka 2.8 or later", domain=Domain.USER)]
-    is_4 = versions.get(PRODUCE, (0, 0))[0] >= PRODUCE_MIN_OF_4
+    is_4 = versions.get(FETCH, (0, 0))[0] >= FETCH_MIN_OF_4
     return [ok(f"{where}, Kafka {'4.0 or later' if is_4 else 'before 4.0'} by the protocol that it speaks")]
 
 
@@ -248,7 +248,6 @@ async def _of_shards(
     case: Case, name: str, pipeline: PipelineConfig, shards: Sequence[position.ShardPosition]
 ) -> list[Finding]:
     begun = [shard for shard in shards if shard.position is not None]
-    lag = sum(shard.lag or 0 for shard in begun)
     found = []
     lost = [shard for shard in begun if shard.position is not None and shard.position < shard.log_start]
     if lost:
@@ -269,8 +268,16 @@ async def _of_shards(
         )
         hint = "the sink decides, and reads on from there; is it an older copy, or another program in the group?"
         found.append(warn(text, hint, name))
-    text = f"{len(begun)} of {len(shards)} partitions begun, {lag:,} offsets behind"
+    behind = sum(_behind(shard, pipeline) for shard in shards)
+    text = f"{len(begun)} of {len(shards)} partitions begun, {behind:,} offsets behind"
     return found or [ok(text, name)]
+
+
+def _behind(shard: position.ShardPosition, pipeline: PipelineConfig) -> int:
+    """Offsets that the pipeline has still to pass; before its first commit those that it will begin with, if known."""
+    if shard.lag is not None:
+        return shard.lag
+    return shard.end - shard.log_start if pipeline.source.starting_position == "TRIM_HORIZON" else 0
 
 
 async def _near_the_end(case: Case, name: str, shards: Sequence[position.ShardPosition]) -> list[Finding]:
