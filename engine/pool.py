@@ -192,7 +192,7 @@ class ShardPool:
                     async with asyncio.timeout(ENDS_SECONDS_MAX):
                         ends = await self._tools.source.end_offsets([shard.partition for shard in owned])
                 except (HeadraceError, TimeoutError) as error:
-                    log.debug("%s: the topic's ends are not known: %s", self._tools.name, error or "timed out")
+                    log.debug("%s: the topic's ends are not known: %s", self._tools.name, str(error) or "timed out")
                 except Exception:
                     log.exception("%s: the topic's ends are not known", self._tools.name)
                 else:

@@ -38,6 +38,7 @@ class Lending:
         self._changed = threading.Condition()
         self._root: duckdb.DuckDBPyConnection | None = None
         self._lent = 0
+        self._unended: list[duckdb.DuckDBPyConnection] = []
         self._paused = False
         self._relievers: list[Callable[[duckdb.DuckDBPyConnection], bool]] = []
 
@@ -48,7 +49,9 @@ class Lending:
             self._root = connection.cursor()
 
     def call_back(self) -> None:
-        """End everything that uses a cursor; none is lent until `opened`. Returns when all are closed."""
+        """End everything that uses a cursor; none is lent until `opened`. Returns when all are closed, or after
+        `END_SECONDS_MAX`: DuckDB has expressions and plans that no interrupt reaches. `is_lent` tells.
+        """
         with self._changed:
             root, self._root = self._root, None
         if root is None:
@@ -61,8 +64,15 @@ class Lending:
                     break
             if time.monotonic() > deadline:
                 _log.warning("%s: %d queries do not end; the file stays open for them", self.name, self._lent)
-                break
+                self._unended.append(root)  # to close it, or to let it go, would wait for its cursors
+                return
         root.close()
+
+    @property
+    def is_lent(self) -> bool:
+        """Somebody has a cursor. To close the connection that it comes from waits for it."""
+        with self._changed:
+            return self._lent > 0
 
     @contextlib.contextmanager
     def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -27,8 +27,9 @@ __all__ = ["Busy", "Cancelled", "Connect", "Runner", "Running"]
 #: Opens what is asked; a DuckDB connection is its own context manager. Called in the query's thread.
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 
-#: A piece of a result: also how much is read beyond ``rows_max`` before that is noticed.
-BATCH_ROWS = 32_768
+#: A piece of a result: also how much is read beyond ``rows_max`` and ``bytes_max`` before that is noticed, which is
+#: memory that nobody counts. DuckDB makes as many at a time.
+BATCH_ROWS = 2_048
 
 #: Of one result, in memory.
 RESULT_BYTES_MAX = 268_435_456
@@ -172,7 +173,8 @@ class Runner:
             running._begin(execution)
             try:
                 question = check(connection, running.sql)
-                reader = connection.execute(question.sql).to_arrow_reader(BATCH_ROWS)
+                rows = min(BATCH_ROWS, rows_max + 1) if truncate else BATCH_ROWS
+                reader = connection.execute(question.sql).to_arrow_reader(rows)
                 return self._read(running, reader, rows_max, truncate)
             except (duckdb.Error, pa.ArrowException) as error:
                 raise execution.error() or self._failure(error, running.sql) from None

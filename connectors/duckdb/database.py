@@ -119,6 +119,7 @@ class Database:
         self._references = 0
         self._executor: ThreadPoolExecutor | None = None
         self._connection: duckdb.DuckDBPyConnection | None = None  # touched by the executor's thread only
+        self._unended: list[duckdb.DuckDBPyConnection] = []  # whose queries no interrupt reaches
         self._ready_lock = threading.Lock()
         self._ready: list[ShardCommit] = []
         self._transactions = self._shards = self._lost = self._reopened = 0
@@ -297,6 +298,10 @@ class Database:
     def _let_go(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Close, after everybody else who has the file open in this process."""
         self._end_readers(connection)
+        if self.lending.is_lent:
+            # It would wait for a query that nothing ends, and the engine's end with it.
+            self._unended.append(connection)
+            return
         with suppress(duckdb.Error):
             connection.close()
 

@@ -485,6 +485,51 @@ async def test_a_connection_without_a_request_is_closed(world: World, monkeypatc
         writer.close()
 
 
+async def test_a_connection_with_half_a_second_request_is_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly more of it comes, and whether it came behind the first one or later."""
+    monkeypatch.setattr(server, "HEAD_SECONDS_MAX", 0.3)
+    whole, half = b"GET /api/logs HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTTP/1.1\r\n"
+    async with serving(world) as client, asyncio.timeout(10):
+        for first, second in ((whole, half), (whole + half, b"X: y\r\n")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+            writer.write(first)
+            assert (await reader.readuntil(b"[]")).startswith(b"HTTP/1.1 200 ")
+            writer.write(second)
+            with suppress(ConnectionError):
+                while not reader.at_eof():
+                    writer.write(b"X: y\r\n")
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.05):
+                            assert await reader.read(100) == b""
+            writer.close()
+        slow = await client.get("/api/logs")
+        await asyncio.sleep(0.5)
+        assert (await client.get("/api/logs")).content == slow.content  # one that is idle stays
+
+
+async def test_who_takes_nothing_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an answer that was handed over whole, and whose connection would only wait for its client."""
+    monkeypatch.setattr(server, "TAKE_SECONDS_MAX", 0.3)
+    async with serving(world) as client:
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            silent.connect(("127.0.0.1", client.base_url.port))
+            silent.sendall(b"GET /static/plotly.min.js HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+            def is_left() -> bool:
+                return silent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+            await until(is_left, 10.0)
+
+
+async def test_the_head_of_events_has_an_end(guest: httpx.AsyncClient) -> None:
+    """It has no events to wait for."""
+    response = await guest.head("/api/events")
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+
+
 @pytest.mark.parametrize(
     "path",
     [

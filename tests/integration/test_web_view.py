@@ -104,6 +104,15 @@ async def test_every_sink_can_be_asked(tmp_path: Path) -> None:
         assert (answer.rows, answer.truncated) == ([("0", None, "[0]")], False)
 
 
+async def test_long_cells_are_cut_where_they_are(tmp_path: Path) -> None:
+    """One character more than is shown, which tells that there is more, and no copy of the rest."""
+    async with boxed(tmp_path) as box:
+        answer = await box.ask("w.duckdb", "SELECT repeat('ü', 5000000), repeat('x', 10000), NULL", "one", 50)
+        long, whole, nothing = answer.rows[0]
+        assert long == "ü" * 10_001
+        assert (whole, nothing) == ("x" * 10_000, None)
+
+
 async def test_exports_have_all_rows_alike(tmp_path: Path) -> None:
     """Beyond what is shown; names that repeat are told apart."""
     async with boxed(tmp_path) as box:

@@ -27,6 +27,7 @@ from engine.compose.checks import machine, serving, sinks
 from engine.compose.checks.finding import Case, Finding, Level, fail, ok, warn
 from engine.config import Config
 from engine.errors import ConfigError, Domain, SinkMismatch
+from engine.web import runfile
 from engine.web.runfile import RunFile
 
 PARQUET = {"type": "parquet", "path": "rows"}
@@ -359,6 +360,34 @@ def test_the_health_of_a_run_is_its_own_word(tmp_path: Path) -> None:
         given.running = RunFile(os.getpid(), url, "c", 0.0)
         (found,) = serving.running(given)
         assert (found.level, "p0[3] stands still" in found.message) == (Level.FAIL, True)
+
+
+def test_reasons_of_a_run_are_told_by_pipeline_with_their_hints(tmp_path: Path) -> None:
+    """Partitions that stand still for the same reason are counted; an error's own hint goes before the general one."""
+    stalled = {"kind": "shard_stalled", "pipeline": "p0", "hint": "look there"}
+    reasons = [
+        {"kind": "pipeline_ended", "pipeline": "p1", "message": "p1 ended: boom\n  mend it", "hint": "mend what it names"},
+        *({**stalled, "message": f"p0[{partition}] stands still"} for partition in range(50)),
+    ]
+    given = case(tmp_path, PARQUET)
+    with answering(503, orjson.dumps({"ok": False, "reasons": reasons})) as url:
+        given.running = RunFile(os.getpid(), url, "c", 0.0)
+        ended, still = serving.running(given)
+    assert (ended.pipeline, ended.hint) == ("p1", "mend it")
+    assert ended.message.endswith("is not well: p1 ended: boom")
+    assert (still.pipeline, still.hint) == ("p0", "look there")
+    assert still.message.endswith("p0[0] stands still (and 49 more partitions alike)")
+
+
+def test_a_standby_of_the_same_file_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine that began first is the one that runs; each has a word of its own."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    given = case(tmp_path, PARQUET)
+    runfile.write(RunFile(os.getppid(), None, str(given.file), 2.0))
+    with answering(200, b"{}") as url:
+        runfile.write(RunFile(os.getpid(), url, str(given.file), 1.0))
+        given.running = runfile.find(given.file)
+        assert levels(serving.running(given)) == [Level.OK, Level.WARN]
 
 
 def test_ports_that_are_taken_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,29 @@ async def test_what_the_sink_says_about_other_shards_comes_out_as_it_is() -> Non
             await finish(pool)
 
 
+@pytest.mark.parametrize("fault", ["raises", "hangs"])
+async def test_ends_that_are_not_known_end_nothing(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are only shown: neither a fault of the source's nor an answer that never comes holds up a record."""
+    monkeypatch.setattr(engine.pool, "ENDS_SECONDS", 0.005)
+    monkeypatch.setattr(engine.pool, "ENDS_SECONDS_MAX", 0.01)
+    world = live()
+    world.append(0, 20)
+    pool = await world.pool(FunctionHandler(copy))
+    asked = 0
+
+    async def end_offsets(_partitions: object) -> dict[int, int]:
+        nonlocal asked
+        asked += 1
+        if fault == "hangs":
+            await asyncio.Event().wait()
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(MemorySource, "end_offsets", lambda _self, partitions: end_offsets(partitions))
+    async with running(pool) as (_, task):
+        await until(lambda: asked > 3 and world.position() == 20)
+        assert not task.done()
+
+
 async def test_a_lost_shard_is_taken_up_again() -> None:
     """An owner that lost its shard asks for the position anew while the group still gives it the partition."""
     world = live()

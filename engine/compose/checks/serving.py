@@ -14,6 +14,8 @@ from engine.config import REGISTERED_FORMATS
 from engine.config_serving import LOOPBACK
 from engine.config_sinks import DuckDBSinkConfig
 from engine.errors import Domain, HeadraceError
+from engine.web import runfile
+from engine.web.runfile import RunFile
 
 CONNECT_SECONDS_MAX = 3.0
 
@@ -22,10 +24,15 @@ REASONS_MAX = 10
 
 
 def running(case: Case) -> Sequence[Finding]:
-    """The engine that runs for this file, if one does, makes progress."""
-    run = case.running
-    if run is None:
+    """The engines that run for this file, if any do, make progress."""
+    if case.running is None:
         return [ok("no engine of this user runs for this file")]
+    others = [run for run in runfile.of(case.file) if run.pid != case.running.pid]
+    return [found for run in (case.running, *others) for found in _health(run)]
+
+
+def _health(run: RunFile) -> Sequence[Finding]:
+    """What a run says of itself: a finding for each kind of reason of each pipeline."""
     who = f"process {run.pid} runs this file"
     if run.url is None:
         return [warn(f"{who}, and its page is off, so its health is not known", "set web.enabled = true")]
@@ -36,11 +43,18 @@ def running(case: Case) -> Sequence[Finding]:
     if code == 200:
         return [ok(f"{who} and makes progress: {run.url}")]
     reasons = document.get("reasons") if isinstance(document, dict) else None
-    listed = [
-        str(each.get("message", each)) if isinstance(each, dict) else str(each)
-        for each in (reasons[:REASONS_MAX] if isinstance(reasons, list) else [])
-    ]
-    return [fail(f"{who} and is not well: {'; '.join(listed) or 'it does not say why'}", "its log says more")]
+    groups: dict[tuple[str, str | None], list[dict[str, object]]] = {}
+    for each in reasons if isinstance(reasons, list) else []:
+        if isinstance(each, dict):
+            groups.setdefault((str(each.get("kind")), each.get("pipeline")), []).append(each)
+    found = []
+    for (_, name), group in list(groups.items())[:REASONS_MAX]:
+        # The message of an error may have its own hint behind it, on lines of their own.
+        text, _, more = str(group[0].get("message")).partition("\n")
+        alike = f" (and {len(group) - 1} more partitions alike)" if len(group) > 1 else ""
+        hint = more.strip() or str(group[0].get("hint") or "its log says more")
+        found.append(fail(f"{who} and is not well: {text}{alike}", hint, name))
+    return found or [fail(f"{who} and is not well: it does not say why", "its log says more")]
 
 
 def page(case: Case) -> Sequence[Finding]:

@@ -129,6 +129,7 @@ function line(name) {
       const durations = model?.durations(pipeline) ?? fn.duration;
       const lag = offsetLag(pipeline);
       const age = iteratorAge(pipeline);
+      const owns = pipeline.shards.length > 0;
       put(flow[0], pipeline.topic);
       put(flow[1], fn.kind === null ? "as it is" : `${fn.name} (${fn.kind})`);
       put(flow[2], pipeline.target === null ? pipeline.sink : `${pipeline.sink} ${pipeline.target}`);
@@ -137,13 +138,13 @@ function line(name) {
       mark(state, "title", pipeline.error);
       const known = quantile(durations, 0.5);
       const texts = [
-        rate(model?.rate(name, "records")), count(lag), seconds(age), count(pipeline.counts.failed), count(fn.errors),
+        rate(model?.rate(name, "records")), owns ? count(lag) : UNKNOWN, owns ? seconds(age) : UNKNOWN, count(pipeline.counts.failed), count(fn.errors),
         known === null ? UNKNOWN : `${seconds(known)} / ${seconds(quantile(durations, 0.99))}`,
         fn.billed_ms > 0 ? milliseconds(fn.billed_ms) : UNKNOWN,
         fn.billed_ms > 0 ? usd(fn.estimated_usd) : UNKNOWN,
       ];
       texts.forEach((text, at) => put(cells[at], text));
-      mark(cells[1], "title", `${exact(lag)} records`);
+      mark(cells[1], "title", owns ? `${exact(lag)} records` : "No partition is with this process");
       mark(cells[3], "data-tone", pipeline.counts.failed > 0 ? "bad" : null);
       mark(cells[4], "data-tone", fn.errors > 0 ? "warn" : null);
     },

@@ -135,7 +135,8 @@ export class PipelineView {
     const billed = fn.billed_ms > 0;
     this.figures.show([
       rate(this.model.rate(this.name, "records")), rate(this.model.rate(this.name, "rows")),
-      count(offsetLag(pipeline)), seconds(iteratorAge(pipeline)),
+      pipeline.shards.length > 0 ? count(offsetLag(pipeline)) : UNKNOWN,
+      pipeline.shards.length > 0 ? seconds(iteratorAge(pipeline)) : UNKNOWN,
       atMost(quantile(recent, 0.5)), atMost(quantile(recent, 0.99)),
       billed ? milliseconds(fn.billed_ms) : UNKNOWN, billed ? usd(fn.estimated_usd) : UNKNOWN,
     ]);
