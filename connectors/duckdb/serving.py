@@ -50,10 +50,6 @@ _FUNCTION = "headrace_authorize"
 RESULT_SECONDS = 5.0
 RESULTS_MAX = 256
 
-#: How long the protocol's server may take to end. It waits for what it runs, and DuckDB has expressions and plans
-#: that no interrupt reaches; whoever closes the file does not wait for those.
-STOP_SECONDS_MAX = 5.0
-
 PORT_TRIES = 8
 WAITING_SHARE = 8
 MESSAGE_CHARS_MAX = 1_000
@@ -182,17 +178,8 @@ class Server:
         if uri is None:
             return
         self._remove_address()
-        cursor = connection.cursor()
-
-        def stop() -> None:
-            with contextlib.suppress(duckdb.Error), cursor:
-                cursor.execute("CALL quack_stop(?)", [uri])
-
-        stopping = threading.Thread(target=stop, name="headrace-query-stop", daemon=True)
-        stopping.start()
-        stopping.join(STOP_SECONDS_MAX)
-        if stopping.is_alive():
-            _log.warning("%s: its server for analysts does not end: it runs what cannot be interrupted", self.path)
+        with contextlib.suppress(duckdb.Error):
+            connection.execute("CALL quack_stop(?)", [uri])
 
     def _listen(self, connection: duckdb.DuckDBPyConnection) -> str:
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
