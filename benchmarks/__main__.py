@@ -36,7 +36,7 @@ BROKER_HEAP_MEGABYTES = 1024
 
 
 def main() -> int:
-    if len(sys.argv) > 1 and sys.argv[1] in {*results.PARTS, "freshness"}:
+    if len(sys.argv) > 1 and sys.argv[1] in results.PARTS:
         return _part(sys.argv[1])
     options = _options()
     if options.report:

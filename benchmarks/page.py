@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, targets
+from benchmarks import freshness, results, targets
 from benchmarks.plots import Bar, chart
 from benchmarks.results import Cell
 from benchmarks.systems import HEADRACE
@@ -70,7 +70,13 @@ def _page(document: Mapping[str, Any], cells: Mapping[str, Sequence[Cell]]) -> I
     for workload, row in cells.items():
         yield from _workload(document, workload, row)
     yield from _memory(document)
-    parts = {"latency": _latency, "scaling": _scaling, "limit": _limit, "environments": _environments}
+    parts = {
+        "latency": _latency,
+        "freshness": freshness.section,
+        "scaling": _scaling,
+        "limit": _limit,
+        "environments": _environments,
+    }
     for name, part in parts.items():
         if document.get(name):
             yield from part(document[name])

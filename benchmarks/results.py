@@ -2,7 +2,8 @@
 
 The document has ``machine``, ``command``, ``systems`` (what each is), ``starts`` (a small run of each), ``runs``
 (one entry a run, see `benchmarks.harness`), ``flushes``, ``memory``, and the parts that other modules measure:
-``latency``, ``scaling``, ``limit`` and ``environments``. Not here: the page that is made of it (`benchmarks.page`).
+``latency``, ``freshness``, ``scaling``, ``limit`` and ``environments``. Not here: the page that is made of it
+(`benchmarks.page`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARTS = ("latency", "scaling", "limit", "environments")
+PARTS = ("latency", "freshness", "scaling", "limit", "environments")
 
 Entry = dict[str, Any]
 

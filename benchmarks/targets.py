@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import freshness
 from benchmarks.results import Cell, rate_without_start
 from benchmarks.systems import HEADRACE, LOOP
 
@@ -48,6 +49,7 @@ def verdicts(document: Mapping[str, Any], rows: Rows) -> Iterator[Verdict]:
     yield _ahead(rows, "window")
     yield _as_fast(document, rows)
     yield from _latency(document.get("latency") or [])
+    yield from _freshness(document.get("freshness") or [])
     yield from _memory(document.get("scaling") or [])
     yield from _environments(document.get("environments") or [])
 
@@ -143,6 +145,27 @@ def _latency(entries: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
     shown = f"the loop: p50 {loop['p50_ms']:.2f} ms, p99 {loop['p99_ms']:.2f} ms"
     is_met = best["p50_ms"] <= loop["p50_ms"] and best["p99_ms"] <= loop["p99_ms"]
     yield Verdict(work, "no worse than the hand-written loop", shown, is_met)
+
+
+def _freshness(entries: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
+    """Every sink at every rate; Parquet and DuckDB alone where rows wait for a moment, whatever the window."""
+    default = [entry for entry in entries if entry["is_default"]]
+    yield _fresh("at the default settings", default, freshness.DEFAULT_P99_MS_MAX)
+    brief = [
+        entry
+        for entry in entries
+        if entry["sink"] in ("parquet", "duckdb") and entry["wait_seconds_max"] == freshness.BRIEF_SECONDS
+    ]
+    yield _fresh(f"rows wait {freshness.BRIEF_SECONDS:g} s at most", brief, freshness.BRIEF_P99_MS_MAX)
+
+
+def _fresh(when: str, entries: Sequence[Mapping[str, Any]], p99_ms_max: float) -> Verdict:
+    work, target = f"freshness, {when}", f"p99 below {p99_ms_max:,.0f} ms"
+    found = [entry for entry in entries if "p99_ms" in entry]
+    if not found:
+        return Verdict(work, target, "", None)
+    shown = "; ".join(f"{freshness.label(each)}, {each['rate']:,}/s: {each['p99_ms']:,.0f} ms" for each in found)
+    return Verdict(work, target, shown, all(each["p99_ms"] < p99_ms_max for each in found))
 
 
 def _memory(entries: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:

@@ -216,7 +216,8 @@ class SourceConfig(Model):
         None,
         ge=0,
         le=300,
-        description='how long a partial batch waits for more; 0.5, with compatibility = "aws" 0 but for kind kafka',
+        description="how long a partial batch waits for more; 0.5, or half of what the sink waits where that is less; "
+        'for AWS\'s kinds 0.5, and 0 with compatibility = "aws" but for kafka',
     )
     maximum_retry_attempts: int = Field(
         -1,
@@ -565,7 +566,14 @@ def batching_window(pipeline: PipelineConfig) -> float:
     if given is not None:
         return given
     kind = None if pipeline.function is None else pipeline.function.kind
-    return 0.0 if pipeline.compatibility == "aws" and kind != "kafka" else 0.5
+    if pipeline.compatibility == "aws" and kind != "kafka":
+        return 0.0
+    if kind in EVENT_KINDS:
+        return 0.5
+    # Who wants rows committed sooner does not want them to wait for a batch for longer than that.
+    sink = pipeline.sink
+    wait = getattr(sink, "file_age_max_seconds", getattr(sink, "commit_interval_max_seconds", 1.0))
+    return min(0.5, wait / 2)
 
 
 def group_id(name: str, pipeline: PipelineConfig) -> str:

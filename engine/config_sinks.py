@@ -14,7 +14,7 @@ class ParquetSinkConfig(Model):
     path: FilePath = Field(description="a directory, relative to the configuration file")
     file_bytes_max: int = Field(134_217_728, ge=1, description="a shard's files of this size are committed")
     file_age_max_seconds: float = Field(
-        5.0, gt=0, le=86_400, description="freshness: how long rows wait at most before they are committed"
+        1.0, gt=0, le=86_400, description="freshness: how long rows wait at most before they are committed"
     )
     row_group_bytes_max: int = Field(8_388_608, ge=65_536, description="rows of a shard that wait in memory")
     partition_by: Names = Field((), description='Hive directories: columns, or "date(COLUMN)"')

@@ -5,8 +5,8 @@
 2. A record (`connectors.parquet.joined`) with the entry ``committed`` is linked: that is the commit.
 3. The output gets its public name, durably. Readers of the view leave it out.
 4. A record makes it ``active`` from a time on that lies a little ahead: the view reads it instead of its inputs.
-5. After ``retired_seconds_min`` a record makes it ``retired``; then the inputs are removed, durably, and a record
-   says that they are.
+5. After ``retired_seconds_min``, when nobody has the view open or `READ_SECONDS_MAX` later, a record makes it
+   ``retired``; then the inputs are removed, durably, and a record says that they are.
 6. After as long again the entry goes. Nobody who has listed the inputs reads any more.
 
 Each record is linked under a name that is never replaced, and nothing is renamed or removed that the newest durable
@@ -45,6 +45,14 @@ AHEAD_SECONDS = 2.0
 #: How long a record stays after it was superseded: readers list the records first, then read them.
 RECORD_SECONDS_MIN = 30.0
 
+#: Superseded records are removed many at a time: each removal is a moment at which a query may fail that has listed
+#: what goes and has not opened it yet.
+RECORDS_MIN = 64
+
+#: While somebody has the view open its files stay for so much longer, and are looked at again so often.
+READ_SECONDS_MAX = 300.0
+LOOK_SECONDS = 5.0
+
 #: Inputs of compactions that have not gone by: readers read their names with every query.
 INPUTS_MAX = 20_000
 
@@ -82,6 +90,8 @@ class Compaction:
         retired_seconds_min: float,
         ahead_seconds: float = AHEAD_SECONDS,
         record_seconds_min: float = RECORD_SECONDS_MIN,
+        records_min: int = RECORDS_MIN,
+        is_read: Callable[[], bool] = lambda: False,
         phase: Callable[[str], None] | None = None,
     ) -> None:
         self._filesystem = filesystem
@@ -91,6 +101,8 @@ class Compaction:
         self._retired_seconds_min = retired_seconds_min
         self._ahead_seconds = ahead_seconds
         self._record_seconds_min = record_seconds_min
+        self._records_min = records_min
+        self._is_read = is_read
         self._phase = phase
         self.log = RecordLog(filesystem, root, Directories(filesystem, root))
         self._staged = 0
@@ -131,7 +143,12 @@ class Compaction:
 
     def wake_at(self, record: Record) -> float | None:
         """When `advance` has more to do, in seconds since the epoch; None when all is done."""
-        return min((self._due(entry) for entry in record.entries), default=None)
+        now = self._time()
+        return min((self._next_look(entry, now) for entry in record.entries), default=None)
+
+    def _next_look(self, entry: Entry, now: float) -> float:
+        due = self._due(entry)
+        return now + LOOK_SECONDS if entry.state == "active" and due <= now else due
 
     def _due(self, entry: Entry) -> float:
         if entry.state == "active":
@@ -248,12 +265,16 @@ class Compaction:
         return True
 
     def _retire(self, record: Record) -> Record:
-        """Have the inputs go whose outputs have counted for long enough."""
+        """Have the inputs go whose outputs have counted for long enough, when nobody reads the view, or soon after.
+
+        All that are due go together: it is a moment at which a query may fail, and there are to be few of them.
+        """
         now = self._time()
-        due = {entry.id for entry in record.entries if entry.state == "active" and self._due(entry) <= now}
-        if not due:
+        due = {entry.id: now - self._due(entry) for entry in record.entries if entry.state == "active"}
+        due = {number: late for number, late in due.items() if late >= 0}
+        if not due or (max(due.values()) < READ_SECONDS_MAX and self._is_read()):
             return record
-        record = _changed(record, now, due, state="retired")
+        record = _changed(record, now, due.keys(), state="retired")
         self.log.link(record)
         self._say("compaction-retired")
         return record
@@ -308,7 +329,7 @@ class Compaction:
         for name in self._filesystem.names(self.log.staging):
             if int(name.partition("-")[0]) <= record.seq and name not in needed:
                 self._unlink(self.log.staging / name)
-        self.log.forget(record, self._time() - self._record_seconds_min)
+        self.log.forget(record, self._time() - self._record_seconds_min, count_min=self._records_min)
 
     def _sync_directories(self, paths: Iterable[str]) -> None:
         """Flush the names in the directories of ``paths``; one that is gone took its names with it."""

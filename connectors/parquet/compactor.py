@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import logging
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from connectors.parquet.join import ParquetJoiner
 from connectors.parquet.joined import CompactionLost, Entry, Record, newest_record
 from connectors.parquet.layout import HIDDEN, compaction_home
 from connectors.parquet.plan import Group, Rules, groups, scan
+from connectors.parquet.view import NAME as VIEW_FILE
 from engine.errors import HeadraceError
 from engine.protocols import Clock
 
@@ -103,6 +105,7 @@ class Compactor:
             ParquetJoiner(row_group_bytes_max, compression),
             time=clock.time,
             retired_seconds_min=retired_seconds_min,
+            is_read=lambda: is_open(root / VIEW_FILE),
             phase=phase,
         )
 
@@ -221,6 +224,23 @@ class Compactor:
                 yield True
         finally:
             os.close(descriptor)
+
+
+def is_open(database: Path) -> bool:
+    """Whether another process has a DuckDB file open, and so a lock on it. False where nobody can tell."""
+    # struct flock of Linux on 64 bits: type, whence, start, length, process.
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        descriptor = os.open(database, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_GETLK, asked)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return bool(struct.unpack("hhqqi4x", found)[0] != fcntl.F_UNLCK)
 
 
 def batches(planned: Sequence[Group]) -> Iterator[Sequence[Group]]:

@@ -229,9 +229,14 @@ class RecordLog:
         if record_seqs(self._filesystem.names(self.home))[-1] != record.seq:
             raise CompactionLost  # its seq was one that had been removed
 
-    def forget(self, record: Record, before: float) -> None:
-        """Remove records superseded before that time, seconds since the epoch. ``record`` is durable and stays."""
+    def forget(self, record: Record, before: float, *, count_min: int) -> None:
+        """Remove records superseded before that time, seconds since the epoch, once there are so many of them.
+
+        ``record`` is durable and stays.
+        """
         seqs = [seq for seq in record_seqs(self._filesystem.names(self.home)) if seq <= record.seq]
+        if len(seqs) <= count_min:
+            return
         for seq, after in itertools.pairwise(seqs):
             with contextlib.suppress(FileNotFoundError):
                 path = self.home / record_name(after)

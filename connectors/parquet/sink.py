@@ -57,7 +57,7 @@ class ParquetSink:
         pipeline: str,
         clock: Clock,
         file_bytes_max: int = 134_217_728,
-        file_age_max_seconds: float = 5.0,
+        file_age_max_seconds: float = 1.0,
         row_group_bytes_max: int = 8_388_608,
         waiting_bytes_max: int = 67_108_864,
         partition_by: Sequence[str] = (),

@@ -278,7 +278,8 @@ FAULTS = [
     "pipelines.clicks.source.batch_sise: unknown key; did you mean batch_size?",
     "pipelines.clicks.source.starting_position = 'LATSET': valid are",
     "did you mean LATEST?",
-    "pipelines.clicks.sink.type = 'parkuet': valid are 'parquet', 'duckdb', 'ducklake', 'kafka', 'none'; did you mean parquet?",
+    "pipelines.clicks.sink.type = 'parkuet': valid are 'parquet', 'duckdb', 'ducklake', 'kafka', 'none'; "
+    "did you mean parquet?",
 ]
 
 

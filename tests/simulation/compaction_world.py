@@ -68,7 +68,7 @@ class SimulatedCompaction(Compaction):
     def __init__(self, filesystem: FileSystem, time: Callable[[], float], retired_seconds_min: float) -> None:
         super().__init__(
             filesystem, ROOT, TextJoiner(filesystem), time=time, retired_seconds_min=retired_seconds_min,
-            ahead_seconds=AHEAD_SECONDS, record_seconds_min=RECORD_SECONDS,
+            ahead_seconds=AHEAD_SECONDS, record_seconds_min=RECORD_SECONDS, records_min=1,
         )  # fmt: skip
 
 

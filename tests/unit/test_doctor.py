@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import orjson
 import pytest
 
 from engine import config_file, logs
@@ -366,7 +367,12 @@ def test_reasons_of_a_run_are_told_by_pipeline_with_their_hints(tmp_path: Path) 
     """Partitions that stand still for the same reason are counted; an error's own hint goes before the general one."""
     stalled = {"kind": "shard_stalled", "pipeline": "p0", "hint": "look there"}
     reasons = [
-        {"kind": "pipeline_ended", "pipeline": "p1", "message": "p1 ended: boom\n  mend it", "hint": "mend what it names"},
+        {
+            "kind": "pipeline_ended",
+            "pipeline": "p1",
+            "message": "p1 ended: boom\n  mend it",
+            "hint": "mend what it names",
+        },
         *({**stalled, "message": f"p0[{partition}] stands still"} for partition in range(50)),
     ]
     given = case(tmp_path, PARQUET)

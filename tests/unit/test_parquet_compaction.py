@@ -7,6 +7,8 @@ import fcntl
 import itertools
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.parquet import OsFileSystem, ParquetSink
-from connectors.parquet.compaction import AHEAD_SECONDS
+from connectors.parquet.compaction import AHEAD_SECONDS, LOOK_SECONDS, READ_SECONDS_MAX
 from connectors.parquet.compactor import Compactor
 from connectors.parquet.files import StagedFile
 from connectors.parquet.join import ParquetJoiner, Unjoinable
@@ -90,6 +92,44 @@ async def test_rows_are_seen_once_from_before_to_after(make: Make, tmp_path: Pat
     assert seen(root) == live(root) == rows
     assert {parse_public(Path(name).name).compaction for name in public(root)} == {1, 2}
     assert once.compact().files == 0
+
+
+READER = """
+import sys, duckdb
+with duckdb.connect(sys.argv[1], read_only=True):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+async def test_files_stay_while_another_process_has_the_view_open(
+    make: Make, tmp_path: Path, clock: HandClock
+) -> None:
+    """Joined files are not removed under somebody who reads the view, unless that goes on for long."""
+    root = tmp_path / "out"
+    clock.now = 1e6
+    await committed(make(), 5, columns=plain)
+    once = compactor(root, clock)
+    once.compact()
+    clock.now += RETIRED_SECONDS + AHEAD_SECONDS
+    command = [sys.executable, "-c", READER, str(root / "headrace.duckdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:  # noqa: ASYNC220
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "open\n"
+        done = once.finish()
+        assert done is not None
+        assert done.wake_at == pytest.approx(clock.time() + LOOK_SECONDS)
+        assert len(public(root)) == 6
+        clock.now += READ_SECONDS_MAX
+        once.finish()
+        assert len(public(root)) == 1
+        await committed(make(), 5, columns=plain)
+        once.compact()
+        reader.communicate()
+    clock.now += RETIRED_SECONDS + AHEAD_SECONDS
+    once.finish()
+    assert len(public(root)) == 2
+    assert seen(root) == live(root) == list(range(20))
 
 
 async def test_an_output_does_not_count_before_its_time(make: Make, tmp_path: Path, clock: HandClock) -> None:
