@@ -216,7 +216,7 @@ class SourceConfig(Model):
         None,
         ge=0,
         le=300,
-        description="how long a partial batch waits for more; 0.5, or half of what the sink waits where that is less; "
+        description="how long a partial batch waits for more; 0.5, or half of what the sink waits if that is less; "
         'for AWS\'s kinds 0.5, and 0 with compatibility = "aws" but for kafka',
     )
     maximum_retry_attempts: int = Field(

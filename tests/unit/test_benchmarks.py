@@ -541,7 +541,7 @@ class TestPage:
         assert "| parse | x | 5 | 0.200 |" in page.write([limit], tmp_path / "page").read_text()
         other = tmp_path / "other.json"
         other.write_text("[]")
-        with pytest.raises(ValueError, match="latency, scaling, limit"):
+        with pytest.raises(ValueError, match="latency, freshness, scaling, limit"):
             page.write([other], tmp_path / "page")
 
     @pytest.mark.parametrize(
