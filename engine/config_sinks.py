@@ -52,7 +52,9 @@ class DuckDBSinkConfig(Model):
     )
     commit_bytes_max: int = Field(67_108_864, ge=1, description="rows of a shard that wait in memory")
     lock_wait_seconds_max: float = Field(
-        -1.0, ge=-1, description="for a file that another process has; -1: for ever, as a standby"
+        -1.0,
+        ge=-1,
+        description="for a file that another process has; -1: for ever, as a standby, and 30 with --until-caught-up",
     )
     publish: Literal["snapshot"] | None = Field(
         None, description="also keep a read-only copy of the file, for tools that open files"
@@ -85,7 +87,9 @@ class DuckLakeSinkConfig(Model):
     )
     commit_bytes_max: int = Field(67_108_864, ge=1, description="rows of a shard that wait in memory")
     lock_wait_seconds_max: float = Field(
-        -1.0, ge=-1, description="for a catalogue that another process has; -1: for ever, as a standby"
+        -1.0,
+        ge=-1,
+        description="for a catalogue that another process has; -1: for ever, as a standby, and 30 with --until-caught-up",
     )
 
 

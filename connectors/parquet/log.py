@@ -360,7 +360,9 @@ class ShardLog:
         )
 
     def _missing(self, public: Path, *, recovery: bool) -> None:
-        if recovery and self._was_joined(public):
+        if recovery and public.parent == self.layout.failures:
+            logger.debug("%s was delivered, and went then", public)
+        elif recovery and self._was_joined(public):
             logger.debug("%s was joined with others", public)
         elif recovery:  # removed by its user since, who may do that
             logger.warning("%s was committed and is not there any more", public)

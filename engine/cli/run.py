@@ -154,7 +154,11 @@ def run(
     bootstrap: Bootstrap = None,
     until_caught_up: Annotated[
         bool,
-        typer.Option("--until-caught-up", help="End when what is in the topics now is committed in the sinks."),
+        typer.Option(
+            "--until-caught-up",
+            help="End when what is in the topics now is committed in the sinks. No page, and no standby: "
+            "a DuckDB file that another process has is waited for 30 s at most.",
+        ),
     ] = False,
     reload: Annotated[
         bool,

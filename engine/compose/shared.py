@@ -39,6 +39,9 @@ FETCH_SHARE = 0.125
 #: memory_bytes_max when it is left out: for records, and as much again for each instance of DuckDB.
 MEMORY_BYTES = 128 * 1024 * 1024
 
+#: How long a run with --until-caught-up waits for a file that another process has, where that is left open.
+CATCH_UP_LOCK_SECONDS = 30.0
+
 Phase = Callable[[str], None]
 
 
@@ -73,6 +76,11 @@ class Shared:
             self.known_registry = schema_registry(self.config.registry)
         return self.known_registry
 
+    def _lock_wait(self, sink: DuckDBSinkConfig | DuckLakeSinkConfig) -> float:
+        """A run to the end is no standby: whoever has the file does its work."""
+        forever = sink.lock_wait_seconds_max < 0 and self.runs and not self.serves
+        return CATCH_UP_LOCK_SECONDS if forever else sink.lock_wait_seconds_max
+
     def _serving(self) -> ServingSettings | None:
         """For the next DuckDB file."""
         query = self.config.query
@@ -97,7 +105,7 @@ class Shared:
 
             self.databases[path] = Database(
                 path,
-                lock_wait_seconds_max=sink.lock_wait_seconds_max,
+                lock_wait_seconds_max=self._lock_wait(sink),
                 memory_limit_bytes=self.duckdb_bytes_max,
                 threads=self.config.query.threads_max,
                 clock=self.clock,
@@ -114,7 +122,7 @@ class Shared:
             self.databases[path] = LakeDatabase(
                 path,
                 sink.data_path,
-                lock_wait_seconds_max=sink.lock_wait_seconds_max,
+                lock_wait_seconds_max=self._lock_wait(sink),
                 memory_limit_bytes=self.duckdb_bytes_max,
                 clock=self.clock,
                 serving=self._serving(),

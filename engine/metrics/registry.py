@@ -309,8 +309,8 @@ _SHARD = (
         *("headrace_shard_stalled_seconds", "gauge", "seconds", ("pipeline", "partition")),
         "how long the position has not moved although there are records beyond it, else 0; settings that make"
         " commits wait (a batching window, file_age_max_seconds) show here too",
-        "a function that is retried without end, a sink that is full or a broker that is away: the log names it,"
-        " and `headrace doctor` asks them",
+        "a function that is retried without end or does not return (function.timeout bounds it), a sink that is"
+        " full or a broker that is away: the log names what failed, and `headrace doctor` asks the others",
         _shard(lambda shard: shard.stalled_seconds),
     ),
     Metric(

@@ -1,7 +1,7 @@
 """Who runs here: one small file for each run of this user, so that other commands find its page and its databases.
 
 The directory is the user's own (0700), the files too (0600), because they hold tokens. A file whose process is dead
-is removed when it is met. Several runs may have one configuration, as standbys do. Not here: what is asked of a run.
+is removed when it is met. Several runs may have one configuration, as standbys do. Not here: what they are asked.
 """
 
 from __future__ import annotations

@@ -364,7 +364,7 @@ def test_the_health_of_a_run_is_its_own_word(tmp_path: Path) -> None:
 
 
 def test_reasons_of_a_run_are_told_by_pipeline_with_their_hints(tmp_path: Path) -> None:
-    """Partitions that stand still for the same reason are counted; an error's own hint goes before the general one."""
+    """Partitions that stand still alike are counted; an error's own hint goes before the general one."""
     stalled = {"kind": "shard_stalled", "pipeline": "p0", "hint": "look there"}
     reasons = [
         {

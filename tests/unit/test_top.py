@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from engine.cli import top as command
 from engine.cli.page import Page, PageUnavailable, page_of
 from engine.cli.top import Moments, status_of
-from engine.cli.top_lines import lines, measured
+from engine.cli.top_lines import _PIPELINES, lines, measured
 from engine.errors import UserError
 from engine.protocols import Counts
 from engine.status import (
@@ -167,6 +167,13 @@ def test_a_shard_that_came_back_has_no_rate() -> None:
         engine(pipeline("web", shard(records=9))), engine(pipeline("web", shard(records=3)), at=1001.0)
     )
     assert found["pipelines"][0]["shards"][0]["records_per_second"] is None
+
+
+def test_what_no_owned_shard_tells_is_unknown() -> None:
+    """A pipeline that ended, or a standby, has no lag of its own: not zero."""
+    names = [column.title for column in _PIPELINES]
+    without: dict[str, Any] = {"shards": [], "offset_lag": 0, "iterator_age_seconds": 0.0}
+    assert [_PIPELINES[names.index(each)].value(without) for each in ("lag", "late")] == ["-", "-"]
 
 
 def test_the_shards_with_the_most_lag_are_shown() -> None:
@@ -413,6 +420,7 @@ def test_a_run_without_a_page_or_that_is_over_is_told(runs: Path) -> None:
     assert "web.enabled" in (raised.value.hint or "")
     over = subprocess.Popen([sys.executable, "-c", ""])
     over.wait()
+    config = runs / "over.toml"
     running(config, pid=over.pid)
     with pytest.raises(UserError, match="no engine of this user runs for"):
         page_of(config, None)

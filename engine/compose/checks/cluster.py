@@ -34,7 +34,7 @@ BROKER_SECONDS_MAX = 5.0
 FETCH, METADATA = 1, 3
 METADATA_WITH_IDS = 10
 
-#: Kafka 4.0 takes no Fetch before this version. (Of Produce it still names version 0, for clients that look for it.)
+#: Kafka 4.0 takes no Fetch before this version. (Of Produce it still names version 0, for old clients.)
 FETCH_MIN_OF_4 = 4
 
 #: A timestamp so far ahead of this machine's clock is worth a word.
@@ -274,7 +274,7 @@ async def _of_shards(
 
 
 def _behind(shard: position.ShardPosition, pipeline: PipelineConfig) -> int:
-    """Offsets that the pipeline has still to pass; before its first commit those that it will begin with, if known."""
+    """Offsets that the pipeline has still to pass; before its first commit those that it begins with, if known."""
     if shard.lag is not None:
         return shard.lag
     return shard.end - shard.log_start if pipeline.source.starting_position == "TRIM_HORIZON" else 0
