@@ -54,7 +54,7 @@ class DuckDBSinkConfig(Model):
     lock_wait_seconds_max: float = Field(
         -1.0,
         ge=-1,
-        description="for a file that another process has; -1: for ever, as a standby, and 30 with --until-caught-up",
+        description="for a file another process has; -1: for ever, as a standby (30 with --until-caught-up)",
     )
     publish: Literal["snapshot"] | None = Field(
         None, description="also keep a read-only copy of the file, for tools that open files"
@@ -89,7 +89,7 @@ class DuckLakeSinkConfig(Model):
     lock_wait_seconds_max: float = Field(
         -1.0,
         ge=-1,
-        description="for a catalogue that another process has; -1: for ever, as a standby, and 30 with --until-caught-up",
+        description="for a catalogue another process has; -1: for ever, as a standby (30 with --until-caught-up)",
     )
 
 
