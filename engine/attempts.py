@@ -109,7 +109,6 @@ class Work:
         # Each attempt is an invocation of its own, with its own request id and deadline.
         context = self._processor.context()
         segment.request_id = context.aws_request_id
-        self._processor.measures.retries += segment.attempts > 0
         span = self._processor.tracer.invocation(prepared.call.batch, context, segment.attempts + 1)
         segment.trace_id = span.trace_id
         try:
@@ -120,6 +119,7 @@ class Work:
             if isinstance(error, HeadraceError) and not isinstance(error, HandlerError):
                 raise  # the sink's: no other attempt of the handler would mend it
             return self._failed(segment, error)
+        self._processor.measures.retries += segment.attempts > 0
         segment.attempts += 1
         if result.failed_from is not None:
             return self._cut(segment, result.failed_from, rows, result.state)
@@ -188,6 +188,7 @@ class Work:
         if isinstance(error, Throttled):
             segment.failure, segment.is_pausing = error, True  # the function has not run
             return None
+        self._processor.measures.retries += segment.attempts > 0
         segment.attempts += 1
         if self._policy.bisects and len(segment.batch) > 1 and error_type(error) != ITEM_FAILURES:
             half = len(segment.batch) // 2

@@ -128,13 +128,21 @@ class Binding:
     aggregates: Mapping[str, str] = field(default_factory=dict)
 
 
+#: The note of an error that a COMMIT raised: what the instance has in memory may be wrong from then on.
+AT_COMMIT = "raised by COMMIT"
+
+
 @contextmanager
 def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Commit at the end of the block, roll back when it raises."""
+    """Commit at the end of the block, roll back when it raises. An error of the COMMIT has the note `AT_COMMIT`."""
     connection.execute("BEGIN TRANSACTION")
     try:
         yield
-        connection.execute("COMMIT")
+        try:
+            connection.execute("COMMIT")
+        except duckdb.Error as error:
+            error.add_note(AT_COMMIT)
+            raise
     except BaseException:
         # A failed COMMIT has ended the transaction already, and a fatal error leaves none to end.
         with suppress(duckdb.Error):

@@ -149,6 +149,19 @@ def commit_together(connection: duckdb.DuckDBPyConnection, commits: Sequence[Sha
         commit_together(connection, [commit])
 
 
+def was_made(connection: duckdb.DuckDBPyConnection, commit: ShardCommit) -> bool:
+    """Whether the shard stands where ``commit`` was to bring it, by this owner, whom no other acquire has."""
+    if commit.end == commit.expected:
+        return False  # a position that does not move tells nothing
+    shard = commit.shard
+    found = connection.execute(
+        "SELECT 1 FROM headrace.positions WHERE pipeline = ? AND cluster_id = ? AND topic_id = ?"
+        ' AND "partition" = ? AND owner = ? AND next_offset = ?',
+        [shard.pipeline, shard.cluster_id, shard.topic_id, shard.partition, commit.owner, commit.end],
+    ).fetchone()
+    return found is not None
+
+
 def conflicting(error: duckdb.Error) -> bool:
     """Whether another connection's transaction was in the way: it wrote the same row, or the same first key.
 
@@ -160,7 +173,12 @@ def conflicting(error: duckdb.Error) -> bool:
 
 
 def unusable(error: duckdb.Error) -> bool:
-    """Whether an error is about the file, and not about a shard or its rows: the connection has to go."""
+    """Whether an error is about the file, and not about a shard or its rows: the connection has to go.
+
+    A COMMIT that finds no memory leaves rows marked wrongly, as one does that finds the disk full, positions too.
+    """
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return catalog.AT_COMMIT in getattr(error, "__notes__", ())
     kinds = (duckdb.IOException, duckdb.FatalException, duckdb.InternalException, duckdb.TransactionException)
     return not conflicting(error) and (isinstance(error, kinds) or "has been invalidated" in str(error))
 

@@ -33,7 +33,7 @@ import duckdb
 
 from connectors.analysis.lending import Lending
 from connectors.duckdb import catalog
-from connectors.duckdb.commit import ShardCommit, commit_together, conflicting, unusable
+from connectors.duckdb.commit import ShardCommit, commit_together, conflicting, unusable, was_made
 from connectors.duckdb.serving import Server, ServingSettings
 from connectors.duckdb.snapshot import Snapshots, SnapshotSettings
 from engine.clock import SystemClock
@@ -43,6 +43,10 @@ from engine.protocols import Clock
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: A commit, and what it heard when it was tried.
+_Tried = tuple[ShardCommit, HeadraceError | None]
+_Attempted = tuple[list[_Tried], duckdb.Error | None]
 
 #: How often a standby asks for the lock; bounds the time to take over.
 POLL_SECONDS_MIN = 0.05
@@ -378,36 +382,63 @@ class Database:
             commit.finish(failure)
 
     def _commit(self, connection: duckdb.DuckDBPyConnection, commits: Sequence[ShardCommit]) -> None:
-        """`commit_together`; what finds no memory while others have some is made once more without them."""
-        tried = [(commit, replace(commit, done=Future())) for commit in commits]
-        fault: duckdb.Error | None = None
-        try:
-            commit_together(connection, [trial for _commit, trial in tried])
-        except duckdb.Error as error:
-            if not _out_of_memory(error):
-                raise
-            fault = error
-        again = []
-        for commit, trial in tried:
-            error_of_one = trial.done.result() if trial.done.done() else None
-            if not trial.done.done() or _out_of_memory(error_of_one):
-                again.append(commit)
-            else:
-                commit.finish(error_of_one)
+        """`commit_together`; what finds no memory while others have some is made again without them."""
+        again, fault = self._attempt(connection, commits)
         if again:
             with self.lending.memory_yielded() as yielded:
                 if yielded:
                     _log.warning("%s: queries were ended, because a commit needed their memory", self.path)
-                    if fault is not None and unusable(fault):
-                        self._given_up(fault)
-                    commit_together(self._connected(), again)
-                elif fault is not None:
-                    raise fault
-        for commit, trial in tried:
-            if trial.done.done():
-                commit.finish(trial.done.result())
+                    again, fault = self._again(again, fault)
+        if fault is not None:
+            raise fault
+        for commit, error in again:
+            commit.finish(error)
         if self._snapshots is not None:
             self._snapshots.changed()
+
+    def _again(
+        self, tried: Sequence[_Tried], fault: duckdb.Error | None
+    ) -> tuple[list[_Tried], duckdb.Error | None]:
+        """As `_attempt`, of what found no memory: as things are, and then with nothing of what was there before.
+
+        A COMMIT that found no memory may have taken effect before it said so, and what this instance shows then
+        need not be in the file: what the file has when it is opened anew is.
+        """
+        left = list(tried)
+        for anew in (fault is not None and unusable(fault), True):
+            commits = [commit for commit, _ in left]
+            if anew or any(was_made(self._connected(), commit) for commit in commits):
+                connection, self._connection = self._connected(), None
+                self._let_go(connection)
+            made = [commit for commit in commits if was_made(self._connected(), commit)]
+            for commit in made:
+                commit.finish(None)
+            left, fault = self._attempt(self._connected(), [each for each in commits if each not in made])
+            if not left:
+                break
+        return left, fault
+
+    def _attempt(self, connection: duckdb.DuckDBPyConnection, commits: Sequence[ShardCommit]) -> _Attempted:
+        """Finish what can be. Gives the commits that found no memory, each with what it heard, and what ended all.
+
+        Raises what else ends all.
+        """
+        tried = [(commit, replace(commit, done=Future())) for commit in commits]
+        fault: duckdb.Error | None = None
+        try:
+            commit_together(connection, [trial for _, trial in tried])
+        except duckdb.Error as error:
+            if not _out_of_memory(error):
+                raise
+            fault = error
+        again: list[_Tried] = []
+        for commit, trial in tried:
+            heard = trial.done.result() if trial.done.done() else None
+            if not trial.done.done() or _out_of_memory(heard):
+                again.append((commit, heard))
+            else:
+                commit.finish(heard)
+        return again, fault
 
     def _count(self, done: Future[HeadraceError | None]) -> None:
         with self._ready_lock:
