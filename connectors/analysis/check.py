@@ -151,7 +151,10 @@ def _tree(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
     """
     found = connection.execute("SELECT json_serialize_sql($text)::VARCHAR", {"text": text}).fetchone()
     assert found is not None
-    tree: dict[str, Any] = orjson.loads(found[0])
+    try:
+        tree: dict[str, Any] = orjson.loads(found[0])
+    except orjson.JSONDecodeError:
+        raise UserError("the query is nested too deeply") from None
     if tree.get("error"):
         message = str(tree.get("error_message", "it cannot be parsed"))
         if "Only SELECT" not in message:

@@ -210,3 +210,17 @@ def test_the_functions_that_may_be_called_are_known() -> None:
     assert not [name for name in allowed if "quack" in name or ("file" in name and not name.startswith("parse_"))]
     dangerous = ("read_", "scan", "query", "secret", "setting", "glob", "csv", "log", "sql", "parquet")
     assert not [row[0] for row in tables if row[0] in TABLE_FUNCTIONS and any(part in row[0] for part in dangerous)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        ("SELECT " + "[" * 900 + "1" + "]" * 900, "nested too deeply"),
+        ("SELECT 'aaa' GLOB '*a*a*a*b'", "~~~"),
+        ("FROM test_all_types()", "test_all_types"),
+    ],
+)
+def test_what_would_not_end_or_not_be_read_is_refused(target: duckdb.DuckDBPyConnection, sql: str, why: str) -> None:
+    """A tree too deep to look through, and functions that nothing interrupts, are refused with their reason."""
+    with pytest.raises(UserError, match=why):
+        check(target, sql)
