@@ -25,7 +25,6 @@ REFUSED = frozenset(
         "nextval",
         "pg_sleep",
         "setseed",
-        "test_all_types",
         "~~~",  # GLOB: its time grows with the pattern's stars without bound, and nothing interrupts it
         "sleep_ms",
         "stats",
@@ -68,7 +67,6 @@ TABLE_FUNCTIONS = frozenset(
         "range",
         "repeat",
         "repeat_row",
-        "test_all_types",
         "unnest",
     }
 )

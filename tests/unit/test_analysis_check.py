@@ -220,7 +220,7 @@ def test_the_functions_that_may_be_called_are_known() -> None:
         ("FROM test_all_types()", "test_all_types"),
     ],
 )
-def test_what_would_not_end_or_not_be_read_is_refused(target: duckdb.DuckDBPyConnection, sql: str, why: str) -> None:
+def test_what_would_not_end_is_refused(target: duckdb.DuckDBPyConnection, sql: str, why: str) -> None:
     """A tree too deep to look through, and functions that nothing interrupts, are refused with their reason."""
     with pytest.raises(UserError, match=why):
         check(target, sql)
