@@ -415,7 +415,7 @@ POSTS = (
     "/api/failures/replay",
     "/api/sql",
     "/api/sql/export",
-    f"/api/sql/{uuid.uuid4()}/cancel",
+    "/api/sql/6460633f-6004-471f-911e-434d6aa45f23/cancel",
     "/api/login",
     "/api/logout",
 )
