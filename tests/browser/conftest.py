@@ -149,8 +149,9 @@ def url(serve: Serve, world: World) -> str:
     return serve(world)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one module: Playwright keeps a loop running in this thread, which tests of other modules cannot have."""
     if not CHROMIUM.exists():
         missing = f"{CHROMIUM} is missing: install Debian's package chromium"
         if os.environ.get("CI"):
