@@ -146,11 +146,10 @@ def test_the_page_of_a_real_run(engine: Engine, open_page: Open, tmp_path: Path)
     while True:
         text.fill("SELECT count(*), min(id) FROM orders_retry")
         text.press("Control+Enter")
-        expect(answer.first).to_have_text(re.compile("[01]"))
+        page.wait_for_timeout(200)  # until its first row there is no table, and the answer says so
         if answer.all_inner_texts()[:2] == ["1", "13"]:
             break
         assert time.monotonic() < deadline
-        page.wait_for_timeout(100)
 
     page.goto(f"{url}/#/")
     engine.kill()
