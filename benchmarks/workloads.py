@@ -196,12 +196,13 @@ def _result(database: duckdb.DuckDBPyConnection, output: Path) -> duckdb.DuckDBP
 
 
 def visible(output: Path) -> list[Path]:
-    """Files with content, but hidden ones (``.x``, ``_x``), which are a system's bookkeeping."""
+    """Files with rows, but hidden ones (``.x``, ``_x``) and headrace's view of its own, which are bookkeeping."""
     return sorted(
         path
         for path in output.rglob("*")
         if path.is_file()
         and path.stat().st_size
+        and path.name != "headrace.duckdb"
         and not any(part[0] in "._" for part in path.relative_to(output).parts)
     )
 
