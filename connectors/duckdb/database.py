@@ -393,8 +393,6 @@ class Database:
             raise fault
         for commit, error in again:
             commit.finish(error)
-        if self._snapshots is not None:
-            self._snapshots.changed()
 
     def _again(
         self, tried: Sequence[_Tried], fault: duckdb.Error | None
@@ -411,6 +409,7 @@ class Database:
                 connection, self._connection = self._connected(), None
                 self._let_go(connection)
             made = [commit for commit in commits if was_made(self._connected(), commit)]
+            self._tell_of_change()
             for commit in made:
                 commit.finish(None)
             left, fault = self._attempt(self._connected(), [each for each in commits if each not in made])
@@ -431,6 +430,7 @@ class Database:
             if not _out_of_memory(error):
                 raise
             fault = error
+        self._tell_of_change()
         again: list[_Tried] = []
         for commit, trial in tried:
             heard = trial.done.result() if trial.done.done() else None
@@ -439,6 +439,11 @@ class Database:
             else:
                 commit.finish(heard)
         return again, fault
+
+    def _tell_of_change(self) -> None:
+        """Before anybody hears of a commit: who closes the file then finds that there is something to copy."""
+        if self._snapshots is not None:
+            self._snapshots.changed()
 
     def _count(self, done: Future[HeadraceError | None]) -> None:
         with self._ready_lock:
